@@ -1,0 +1,43 @@
+# The only commands to know. Each one makes .venv from the lock on a fresh machine.
+PYTHON ?= python3
+PIP := .venv/bin/pip --disable-pip-version-check
+RUNS ?= runs
+
+.PHONY: demo test test-all lint bench lock clean
+
+demo: .venv/ready
+	.venv/bin/aloe run recipes/tiny.yaml --runs $(RUNS)/demo
+
+test: .venv/ready
+	.venv/bin/pytest
+
+test-all: .venv/ready
+	ALOE_DATA=$${ALOE_DATA:-$(abspath ../shared/data)} .venv/bin/pytest -m "slow or not slow"
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: .venv/ready
+	@echo "no benchmark is written yet: benchmarks/ holds the claims to come" && exit 2
+
+# --no-deps: the lists are complete. torch is the CPU build where pip finds one, otherwise the public build, whose Linux
+# wheel needs the CUDA libraries of cuda.txt.
+INSTALL := $(PIP) install --quiet --no-deps --require-hashes -r
+
+.venv/ready: $(wildcard requirements/*.txt) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.11)"; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	$(INSTALL) requirements/torch-cpu.txt 2>/dev/null || { $(INSTALL) requirements/torch.txt && \
+	  if [ "$$(uname -s)" = Linux ]; then $(INSTALL) requirements/cuda.txt; fi; }
+	$(INSTALL) requirements/lock.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	.venv/bin/python -c 'import torch, transformers, aloe'
+	touch $@
+
+lock:
+	$(PYTHON) requirements/lock.py
+
+clean:
+	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

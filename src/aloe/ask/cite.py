@@ -1,0 +1,53 @@
+"""Citations that cannot be invented: a quote is cut out of the passage, never out of the reply."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from aloe.ask.strategies import direct, find
+from aloe.ask.strategy import Ask, Index
+from aloe.core.qa import Answer, Citation, Passage, Question
+
+MIN_WORDS = 6
+"""Shorter runs of equal words are found by chance ("in patients with type 2 diabetes")."""
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def cited(question: Question, index: Index | None, k: int, max_tokens: int) -> Ask[Answer]:
+    """An open answer from the `k` passages found, with a checked quote for each sentence that one of them supports.
+
+    Without an index the question is asked as it stands, and nothing is cited.
+    """
+    passages = find(question, index, k) if index else []
+    answer = yield from direct(max_tokens)(question, passages)
+    return answer.model_copy(update={"citations": citations(answer.text, passages)})
+
+
+def citations(text: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:
+    """For each sentence of `text` the longest run of at least six words that stands verbatim in a passage, as a quote.
+
+    Case and white space may differ, punctuation inside the run may not. The first passage wins a tie; a sentence that
+    no passage contains has no citation; equal citations are given once.
+    """
+    found = [_longest(sentence, passages) for sentence in _SENTENCE_END.split(text)]
+    return tuple(dict.fromkeys(citation for citation in found if citation))
+
+
+def _longest(sentence: str, passages: Sequence[Passage]) -> Citation | None:
+    said = [token.casefold() for token in _TOKEN.findall(sentence)]
+    best, best_words = None, MIN_WORDS - 1
+    for passage in passages:
+        tokens = list(_TOKEN.finditer(passage.text))
+        stands = [token[0].casefold() for token in tokens]
+        match = SequenceMatcher(None, said, stands, autojunk=False).find_longest_match()
+        run = tokens[match.b : match.b + match.size]
+        words = [token for token in run if token[0][0].isalnum()]
+        if len(words) > best_words:
+            # From the first word to the last: punctuation at the ends belongs to the sentence around the quote.
+            quote = passage.text[words[0].start() : words[-1].end()]
+            best, best_words = Citation(passage_id=passage.id, quote=quote), len(words)
+    return best

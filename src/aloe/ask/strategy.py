@@ -1,0 +1,91 @@
+"""Asking without I/O: a strategy yields requests, is sent replies and returns an answer; only `run` meets a model.
+
+The same strategy therefore works in a batch over 10,000 questions, one at a time in the server, and in a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from aloe.core.qa import Answer, Hit, Question
+from aloe.models.model import Model, Reply, Request
+
+T = TypeVar("T")
+
+Ask = Generator[Sequence[Request], Sequence[Reply], T]
+Strategy = Callable[[Question], Ask[Answer]]
+OnDone = Callable[[int, T], None]
+
+
+class Index(Protocol):
+    """Where passages are found; `retrieve` has the real one."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """The `k` best hits of each query, best first."""
+        ...
+
+
+def done(result: T) -> Ask[T]:
+    """An ask that needs no model."""
+    return result
+    yield  # makes this function a generator
+
+
+def gather(asks: Iterable[Ask[T]], on_done: OnDone[T] | None = None) -> Ask[list[T]]:
+    """Many asks as one, in lock-step: each round is one batch with the requests of all asks still alive.
+
+    Results come in the order of `asks`; `on_done(index, result)` is called as each one ends.
+    """
+    live = dict(enumerate(asks))
+    results: dict[int, T] = {}
+    replies: dict[int, Sequence[Reply] | None] = dict.fromkeys(live)
+    while True:
+        wanted: dict[int, Sequence[Request]] = {}
+        for index, ask in live.items():
+            try:
+                wanted[index] = _resume(ask, replies[index])
+            except StopIteration as stop:
+                results[index] = stop.value
+                if on_done:
+                    on_done(index, stop.value)
+        if not wanted:
+            return [results[index] for index in range(len(results))]
+        live = {index: live[index] for index in wanted}
+        got = iter((yield [request for requests in wanted.values() for request in requests]))
+        replies = {index: list(islice(got, len(requests))) for index, requests in wanted.items()}
+
+
+def run(asks: Iterable[Ask[T]], model: Model, on_done: OnDone[T] | None = None) -> list[T]:
+    """The results of all asks, in their order: the only place where asks and a model meet.
+
+    One `model.reply` call a round serves all asks still alive. Errors of the model pass through.
+    """
+    together = gather(asks, on_done)
+    replies: Sequence[Reply] | None = None
+    while True:
+        try:
+            requests = _resume(together, replies)
+        except StopIteration as stop:
+            return list(stop.value)
+        by_index = dict(model.reply(requests)) if requests else {}
+        replies = [by_index[index] for index in range(len(requests))]
+
+
+def recorded(ask: Ask[T]) -> Ask[tuple[T, list[tuple[Request, Reply]]]]:
+    """The same ask, which also returns every request with its reply."""
+    exchanges: list[tuple[Request, Reply]] = []
+    replies: Sequence[Reply] | None = None
+    while True:
+        try:
+            requests = _resume(ask, replies)
+        except StopIteration as stop:
+            return stop.value, exchanges
+        replies = yield requests
+        exchanges += zip(requests, replies, strict=True)
+
+
+def _resume(ask: Ask[T], replies: Sequence[Reply] | None) -> Sequence[Request]:
+    """The next requests; a generator that has not started yet cannot be sent anything."""
+    return next(ask) if replies is None else ask.send(replies)

@@ -1,0 +1,201 @@
+"""The command `aloe`: parse, call, print. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aloe.core.errors import AloeError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all artifacts.")]
+On = Annotated[Path | None, typer.Option("--on", help="Machine file; default: a laptop.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="stage.field=value ...", show_default=False)]
+DEFAULT_RUNS = Path("runs")
+
+NOTICE = (
+    "This is a research model. It is not for clinical practice, diagnosis, or any direct or indirect healthcare advice; it makes mistakes.\n"
+    "An expert must supervise its use. In an emergency call your local emergency number."
+)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None, on: On = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
+) -> None:  # fmt: skip
+    """Carry out a recipe; stages that are done are skipped.  Example: aloe run recipes/tiny.yaml merged.density=0.6"""
+    from aloe import runner
+    from aloe.core.log import Log, plain_listener
+    from aloe.recipe import load_machine, load_recipe
+
+    words = overrides or []
+    loaded, machine = load_recipe(recipe, words), load_machine(on)
+    record = {"recipe": str(recipe.resolve()), "overrides": words, "on": str(on.resolve()) if on else None}
+    runs.mkdir(parents=True, exist_ok=True) if runs.parent.is_dir() else None
+    nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", plain_listener()), record=record)
+    for node in nodes:
+        print(f"{node.name}: {node.path}")
+    reports = [node.path for node in nodes if node.stage.makes == "report"]
+    if reports:
+        print(f"next: aloe ask --runs {runs} \"What is a normal resting heart rate?\"")
+        print(f"report: {reports[-1] / 'report.html'}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None, on: On = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
+) -> None:  # fmt: skip
+    """Show what would run and why, with expected minutes, memory and disk.  Example: aloe plan recipes/tiny.yaml"""
+    from aloe import runner
+    from aloe.artifact import HashMemo
+    from aloe.recipe import load_machine, load_recipe
+
+    loaded, machine = load_recipe(recipe, overrides or []), load_machine(on)
+    nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until)
+    expected = runner.expectations(nodes, machine)
+    print(f"{'stage':<16}{'kind':<10}{'state':<8}{'minutes':>8}{'RAM GB':>8}{'disk GB':>9}  why")
+    total = 0.0
+    for node in nodes:
+        cost = expected[node.name][1]
+        total += 0 if node.done else cost.minutes
+        why = "" if node.done else "; ".join(line.strip() for line in runner.explain(node, runs)[:3])
+        print(f"{node.name:<16}{node.stage.kind:<10}{'done' if node.done else 'run':<8}{cost.minutes:>8.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}  {why}")
+    print(f"expected: {total:.0f} minutes on {machine.name}")
+
+
+@app.command()
+def why(stage: Annotated[str, typer.Argument(help="Stage name.")], runs: Runs = DEFAULT_RUNS, recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the last one run.")] = None,
+        overrides: Overrides = None) -> None:  # fmt: skip
+    """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""
+    from aloe import runner
+
+    nodes = {node.name: node for node in _last_nodes(runs, recipe, overrides or [])}
+    node = nodes[_known(stage, nodes)]
+    for line in runner.explain_history(node, runs):
+        print(line)
+
+
+@app.command()
+def show(stage: Annotated[str, typer.Argument(help="Stage name.")], row: Annotated[str | None, typer.Option("--row", help="Row or question id.")] = None,
+         runs: Runs = DEFAULT_RUNS) -> None:  # fmt: skip
+    """Show a stage, or every hop of one row with its tokens coloured by loss weight.  Example: aloe show corpus --row toy-facts/zorax"""
+    from aloe.show import show_stage
+
+    nodes = _last_nodes(runs, None, [])
+    _known(stage, {node.name: node for node in nodes})
+    for line in show_stage(nodes, stage, row, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+        print(line)
+
+
+@app.command()
+def verify(runs: Annotated[Path, typer.Argument(help="Folder of artifacts.")] = DEFAULT_RUNS) -> None:
+    """Read every byte of every artifact again and compare it with its manifest.  Example: aloe verify runs"""
+    from aloe import runner
+
+    good, bad = runner.verify(runs)
+    for artifact in good:
+        print(f"ok       {artifact.path}  ({len(artifact.manifest.files)} files)")
+    for error in bad:
+        print(f"DAMAGED  {error}")
+    if bad:
+        raise typer.Exit(2)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS,
+    model: Annotated[str | None, typer.Option(help="hf:PATH; default: the final model of the last run.")] = None,
+    passages: Annotated[int, typer.Option(help="Passages to read where the run has an index; 0 = none.")] = 3,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128, on: On = None,
+) -> None:  # fmt: skip
+    """Ask the final model a question, with sources.  Example: aloe ask "What does insulin do?" """
+    from aloe.answer import answer
+
+    for line in answer(question, _last_nodes(runs, None, []) if model is None else [], model, _machine(on), passages, max_tokens):
+        print(line)
+    seen = runs / ".notice-seen"
+    if not seen.exists():
+        print(f"\n{NOTICE}", file=sys.stderr)
+        if runs.is_dir():
+            seen.touch()
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: packages, threads, memory, disk, data, and that nothing phones home.  Example: aloe doctor"""
+    from aloe.doctor import examine
+
+    failed = False
+    for finding in examine():
+        failed |= not finding.ok
+        print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.detail}")
+    if failed:
+        raise typer.Exit(2)
+
+
+def _machine(on: Path | None) -> Any:
+    from aloe.recipe import load_machine
+
+    return load_machine(on)
+
+
+def _known(stage: str, nodes: dict[str, Any]) -> str:
+    from aloe.core.config import nearest
+    from aloe.core.errors import RecipeError
+
+    if stage not in nodes:
+        raise RecipeError(f"no stage is named {stage!r}", where="command line", do=nearest(stage, list(nodes)))
+    return stage
+
+
+def _last_nodes(runs: Path, recipe: Path | None, overrides: list[str]) -> list[Any]:
+    """The stages of a recipe, or of the last one run in this folder."""
+    import json
+
+    from aloe import runner
+    from aloe.artifact import HashMemo
+    from aloe.core.errors import ArtifactError
+    from aloe.recipe import load_recipe
+
+    if recipe is None:
+        try:
+            last = json.loads((runs / ".last.json").read_text())
+        except (OSError, ValueError):
+            raise ArtifactError("nothing has been run here yet", where=str(runs), do="aloe run recipes/tiny.yaml, or give --runs DIR") from None
+        recipe, overrides = Path(last["recipe"]), [*last["overrides"], *overrides]
+    return runner.plan(load_recipe(recipe, overrides), runs, HashMemo(runs / ".hashes.json"))
+
+
+def main() -> None:
+    """Entry point: errors of the user in three lines and exit code 2, interruption 130, a failed gate 3."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "LANCEDB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except AloeError as error:
+        print(f"aloe: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("aloe: interrupted; finished stages and checkpoints are kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of click
+            print(f"aloe: {error.format_message()}\n  do:    aloe --help", file=sys.stderr)
+            sys.exit(2)
+        raise

@@ -1,0 +1,279 @@
+"""Configuration as data: strict models, YAML 1.2 with positions, `extends`, dotted overrides.
+
+`Config` says what (hashed into fingerprints); `Machine` says where and how wide (never hashed).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from aloe.core.errors import RecipeError
+
+M = TypeVar("M", bound=BaseModel)
+Loc = tuple[str | int, ...]
+
+
+class Config(BaseModel):
+    """Frozen, strict, closed: a typo is an error, a string is not a number."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Machine(Config):
+    """Where and how wide a stage runs. Nothing here changes what a result means, so nothing here is hashed."""
+
+    name: str = "laptop"
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 = one a physical core."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Tokens in one forward and backward pass."""
+    score_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens in one forward pass of scoring."""
+    generate_batch: int = Field(default=16, ge=1)
+    """Replies decoded side by side."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, equal numbers."""
+    checkpoint_every_steps: int = Field(default=20, ge=1)
+    checkpoint_every_s: float = Field(default=120.0, ge=0)
+    """A checkpoint is written after both so many steps and so many seconds."""
+    memory_gb: float = Field(default=0, ge=0)
+    """Memory to plan with; 0 = what the machine has."""
+    train_tokens_per_s: float = Field(default=300.0, gt=0)
+    """For a 135M model; `aloe plan` scales it by parameters."""
+    score_tokens_per_s: float = Field(default=1200.0, gt=0)
+    generate_tokens_per_s: float = Field(default=200.0, gt=0)
+    country: str = Field(default="ESP", min_length=3, max_length=3)
+    """ISO 3166 code: where the electricity comes from."""
+    carbon_g_per_kwh: float | None = Field(default=None, ge=0)
+    """Overrides the country's grid average."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML tree as plain data, and where each entry stands."""
+
+    tree: dict[str, Any]
+    positions: dict[Loc, str]
+
+    def where(self, loc: Loc) -> str:
+        """`file:line:column` of the entry, or of the nearest one above it."""
+        for end in range(len(loc), -1, -1):
+            if loc[:end] in self.positions:
+                return self.positions[loc[:end]]
+        return ""
+
+
+def load_document(path: Path, overrides: Sequence[str] = (), under: str = "stages") -> Document:
+    """Read a YAML file with its parents (`extends`), then apply `stage.field=value` overrides."""
+    document = _load(path, ())
+    for text in overrides:
+        _override(document, text, under)
+    return document
+
+
+def validate(model: type[M], document: Document) -> M:
+    """The typed model of the tree. Errors name file:line:column and the nearest known name."""
+    try:
+        # Strict JSON mode, unlike strict Python mode, still takes lists for tuples and strings for paths.
+        return model.model_validate_json(json.dumps(document.tree))
+    except ValidationError as error:
+        problems = [_explain(model, document, item) for item in error.errors()]
+    first, rest = problems[0], problems[1:]
+    if rest:
+        first.what += "".join(f"\n  also:  {p.what} ({p.where})" for p in rest[:5])
+    raise first from None
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """` Did you mean 'x'?`, or the list of what is known."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    return f"known: {', '.join(sorted(known))}" if known else ""
+
+
+def _load(path: Path, children: tuple[Path, ...]) -> Document:
+    path = path.resolve()
+    if path in children:
+        raise RecipeError("`extends` goes in a circle", where=str(path), do="remove one `extends`")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        raise RecipeError(f"cannot read the file: {reason}", where=str(path), do=near or "check the path") from None
+    try:
+        node = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        what = (error.problem or "not YAML").splitlines()[0]
+        raise RecipeError(f"not valid YAML: {what}", where=where, do="mend the line") from None
+    except YAMLError as error:
+        raise RecipeError(f"not valid YAML: {str(error).splitlines()[0]}", where=str(path), do="mend the file") from None
+    if not isinstance(node, CommentedMap):
+        raise RecipeError("the file must hold a mapping (name: value)", where=f"{path}:1:1", do="see recipes/tiny.yaml")
+    positions: dict[Loc, str] = {(): f"{path}:1:1"}
+    tree = _plain(node, (), str(path), positions)
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return Document(tree, positions)
+    if not isinstance(parent, str):
+        raise RecipeError("`extends` takes one file name", where=positions[("extends",)], do="write extends: other.yaml")
+    base = _load(path.parent / parent, (*children, path))
+    merged = dict(base.positions)
+    return Document(_merge(base.tree, tree, (), merged, positions), {**merged, (): positions[()]})
+
+
+def _plain(node: Any, loc: Loc, file: str, positions: dict[Loc, str]) -> Any:
+    """Plain data of a ruamel node; fills `positions` with the place of each key."""
+    if isinstance(node, CommentedMap):
+        out = {}
+        for key, value in node.items():
+            if not isinstance(key, str):
+                raise RecipeError(f"the name {key!r} is not text", where=f"{file}:{node.lc.line + 1}:{node.lc.col + 1}", do="put it in quotes")
+            line, column = node.lc.key(key)
+            positions[(*loc, key)] = f"{file}:{line + 1}:{column + 1}"
+            out[key] = _plain(value, (*loc, key), file, positions)
+        return out
+    if isinstance(node, CommentedSeq):
+        for index in range(len(node)):
+            line, column = node.lc.item(index)
+            positions[(*loc, index)] = f"{file}:{line + 1}:{column + 1}"
+        return [_plain(value, (*loc, index), file, positions) for index, value in enumerate(node)]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    if node is None:
+        return None
+    raise RecipeError(f"{node!r} is neither text nor a number", where=positions.get(loc, file), do="put it in quotes")
+
+
+def _merge(parent: Any, child: Any, loc: Loc, positions: dict[Loc, str], own: dict[Loc, str]) -> Any:
+    """Maps merge, lists and values replace, null removes."""
+    if loc in own:
+        positions[loc] = own[loc]
+    if not (isinstance(parent, dict) and isinstance(child, dict)):
+        positions.update({key: place for key, place in own.items() if key[: len(loc)] == loc})
+        return child
+    out = dict(parent)
+    for key, value in child.items():
+        if value is None and key in out and len(loc) == 1:
+            del out[key]  # a stage of the parent that the child does without
+        else:
+            out[key] = _merge(parent.get(key), value, (*loc, key), positions, own)
+    return out
+
+
+def _override(document: Document, text: str, under: str) -> None:
+    """Apply `stage.field=value` (or `seed=value`); the value is read as YAML."""
+    where = f"command line: {text}"
+    name, equals, raw = text.partition("=")
+    path = [part for part in name.strip().split(".") if part]
+    if not equals or not path:
+        raise RecipeError("an override is written stage.field=value", where=where, do="for example sft.train.lr=1e-4")
+    stages = document.tree.get(under, {})
+    if len(path) > 1:
+        if path[0] not in stages:
+            raise RecipeError(f"no stage is named {path[0]!r}", where=where, do=nearest(path[0], list(stages)))
+        path = [under, *path]
+    try:
+        value = _plain(YAML(typ="rt").load(raw), (), "command line", {})
+    except YAMLError:
+        raise RecipeError(f"the value {raw!r} cannot be read", where=where, do="put text in quotes") from None
+    node = document.tree
+    for key in path[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"{key!r} has no fields", where=where, do=f"set it whole: {key}=...")
+    node[path[-1]] = value
+    document.positions[tuple(path)] = where
+
+
+def _explain(model: type[BaseModel], document: Document, item: Any) -> RecipeError:
+    """A pydantic error as a sentence with its place and the nearest name."""
+    loc, known = _walk(model, document.tree, item["loc"])
+    where = document.where(loc)
+    name = ".".join(str(part) for part in loc)
+    kind, given = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        return RecipeError(f"unknown field {name!r}", where=where, do=nearest(str(loc[-1]), known))
+    if kind == "missing":
+        return RecipeError(f"the field {name!r} is missing", where=where, do=f"add {loc[-1]}: ...")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = [tag.strip(" '") for tag in item["ctx"].get("expected_tags", "").split(",") if tag.strip()]
+        tag = str(item["ctx"].get("tag", ""))
+        where = document.where((*loc, "kind"))
+        return RecipeError(f"{name!r} has no known kind" + (f" ({tag!r})" if tag else ""), where=where, do=nearest(tag, tags))
+    if kind == "literal_error":
+        expected = item["ctx"]["expected"]
+        return RecipeError(f"{name!r} is {given!r}; it takes {expected}", where=where, do=nearest(str(given), expected.replace("'", "").replace(" or ", ", ").split(", ")))
+    message = item["msg"].removeprefix("Value error, ")
+    return RecipeError(f"{name!r}: {message} (given: {given!r})" if loc else message, where=where, do="see the field's description with `aloe fields`" if loc else "")
+
+
+def _walk(model: Any, tree: Any, loc: Loc) -> tuple[Loc, list[str]]:
+    """The place in the tree that a pydantic location means (union tags removed), and the fields known there."""
+    path: list[str | int] = []
+    known: list[str] = []
+    here: Any = tree
+    for part in loc:
+        model = _strip(model)
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            known = list(model.model_fields)
+            field = model.model_fields.get(str(part))
+            model = Annotated[field.annotation, *field.metadata, field] if field else None
+        elif get_origin(model) in (Union, types.UnionType):
+            tagged = [m for m in _members(model) if _tag(m) == part or getattr(_strip(m), "__name__", "") == part]
+            if tagged:
+                model = tagged[0]
+                continue
+            model = next((m for m in _members(model) if _strip(m) is not type(None)), None)
+            return _walk_rest(model, here, path, loc[len(path) :])
+        elif get_origin(model) is dict:
+            known, model = list(here) if isinstance(here, dict) else [], get_args(model)[1]
+        elif get_origin(model) in (tuple, list):
+            model = get_args(model)[0]
+        path.append(part)
+        here = here.get(part) if isinstance(here, dict) else here[part] if isinstance(here, list) and isinstance(part, int) and part < len(here) else None
+    return tuple(path), known
+
+
+def _walk_rest(model: Any, here: Any, path: list[str | int], rest: Loc) -> tuple[Loc, list[str]]:
+    inner, known = _walk(model, here, rest)
+    return (*path, *inner), known
+
+
+def _strip(model: Any) -> Any:
+    while get_origin(model) is Annotated:
+        model = get_args(model)[0]
+    return model
+
+
+def _members(model: Any) -> Iterator[Any]:
+    for member in get_args(model):
+        stripped = _strip(member)
+        if get_origin(stripped) in (Union, types.UnionType):
+            yield from _members(stripped)
+        else:
+            yield stripped
+
+
+def _tag(model: Any) -> str:
+    if isinstance(model, type) and issubclass(model, BaseModel) and "kind" in model.model_fields:
+        annotation = model.model_fields["kind"].annotation
+        return str(get_args(annotation)[0]) if get_origin(annotation) is Literal else ""
+    return ""

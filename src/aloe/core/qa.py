@@ -1,0 +1,84 @@
+"""What evaluation and asking speak of: question, answer, grade, estimate; passage, hit, citation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from aloe.core.config import Config
+
+LETTERS = "ABCDEFGHIJ"
+
+
+class Question(Config):
+    """A question with its truth. The prompt is not here: it belongs to the strategy."""
+
+    id: str
+    """`<task>/<native id>`."""
+    task: str
+    text: str
+    options: tuple[str, ...] = ()
+    """Multiple choice; empty for open questions."""
+    gold: int | None = None
+    """Index of the right option."""
+    references: tuple[str, ...] = ()
+    """Open questions: acceptable answers."""
+    subject: str = ""
+    group: str = ""
+    """Questions of one group share a source and are not independent."""
+
+
+class Passage(Config):
+    """A piece of a document that can be cited: `document text[start:end] == text`."""
+
+    id: str
+    text: str
+    title: str = ""
+    source: str = ""
+    start: int = 0
+    end: int = 0
+
+
+class Hit(NamedTuple):
+    """A passage found, with the index's own score (higher is better)."""
+
+    passage: Passage
+    score: float
+
+
+class Citation(Config):
+    """A claim's source: the quote stands verbatim in the passage."""
+
+    passage_id: str
+    quote: str
+
+
+class Answer(Config):
+    """What a strategy made of a question."""
+
+    question_id: str
+    text: str
+    choice: int | None = None
+    """Index of the option chosen; None where the reply could not be parsed."""
+    scores: tuple[float, ...] = ()
+    """Log-likelihood of each option, where options were scored."""
+    passages: tuple[str, ...] = ()
+    citations: tuple[Citation, ...] = ()
+    num_tokens: int = 0
+
+
+class Grade(Config):
+    """One graded answer. An answer that cannot be parsed is a grade with parsed=False, never skipped or guessed."""
+
+    question_id: str
+    value: float
+    parsed: bool = True
+    note: str = ""
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval and the number of questions behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int

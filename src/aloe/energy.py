@@ -1,0 +1,45 @@
+"""Energy of a stage, by codecarbon in offline mode.
+
+codecarbon's constructor swallows its exceptions and leaves an object that measures nothing, so a missing figure is
+recorded as missing (an empty dict), never as zero.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from aloe.core.config import Machine
+
+_READ_METERS = ("rapl", "intel power gadget", "powermetrics")
+
+
+class Meter:
+    """One tracker for a run; a task a stage."""
+
+    def __init__(self, machine: Machine) -> None:
+        from codecarbon import OfflineEmissionsTracker
+
+        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
+        self._machine = machine
+        self._tracker: Any = OfflineEmissionsTracker(
+            country_iso_code=machine.country, save_to_file=False, log_level="critical", measure_power_secs=15, allow_multiple_runs=True
+        )
+
+    def start(self, name: str) -> None:
+        """Begin to count for a stage."""
+        self._tracker.start_task(name)
+
+    def stop(self) -> dict[str, Any]:
+        """kWh and kg CO2 since `start`; {} where nothing was measured. `method` says whether a meter was read."""
+        data = self._tracker.stop_task()
+        energy = getattr(data, "energy_consumed", None)
+        if not energy:
+            return {}
+        g_per_kwh = self._machine.carbon_g_per_kwh if self._machine.carbon_g_per_kwh is not None else 1000 * data.emissions / energy
+        hardware = [getattr(h, "_mode", "") for h in getattr(self._tracker, "_hardware", [])]
+        metered = any(mode and any(meter in mode for meter in _READ_METERS) for mode in hardware)
+        return {
+            "kwh": energy, "kg_co2": energy * g_per_kwh / 1000, "g_per_kwh": g_per_kwh, "country": data.country_iso_code, "seconds": data.duration,
+            "cpu": data.cpu_model, "cpu_count": data.cpu_count, "gpu": data.gpu_model, "method": "metered" if metered else "estimated",
+        }  # fmt: skip

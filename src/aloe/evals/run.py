@@ -1,0 +1,214 @@
+"""Carrying out an evaluation: models x tasks x strategies -> answers.jsonl, scores.json, comparisons.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator
+
+from aloe.ask.strategies import build, names, needs_index
+from aloe.ask.strategy import Ask, Index, Strategy, recorded, run
+from aloe.core.config import Config, nearest
+from aloe.core.errors import RecipeError, SourceError
+from aloe.core.log import QUIET, Log
+from aloe.core.qa import Answer, Estimate, Grade, Hit, Question
+from aloe.core.rows import write_jsonl
+from aloe.evals.compare import PARSE_RATE, Record, compare
+from aloe.evals.metrics import wilson
+from aloe.evals.task import Task, open_task, sample
+from aloe.evals.tasks.own_file import PREFIX
+from aloe.models.model import Model, Reply, Request
+
+ANSWERS, SCORES, COMPARISONS = "answers.jsonl", "scores.json", "comparisons.json"
+Score = dict[str, Any]
+"""A line of scores.json: model, task, strategy, metric, value, low, high, n."""
+
+
+class TaskPlan(Config):
+    """One task of an evaluate stage."""
+
+    task: str
+    """A name of `evals.task.TASKS`, or file:PATH.jsonl."""
+    n: int | None = Field(default=None, ge=1)
+    """Questions in the fixed sample; empty = all."""
+    strategies: tuple[str, ...] = Field(min_length=1)
+    max_tokens: int = Field(default=64, ge=1)
+    """Of one generated reply."""
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if not task.startswith(PREFIX):  # whether a user's file can be read is not the recipe's syntax
+            try:
+                open_task(task)
+            except SourceError as error:
+                raise ValueError(error.what) from None
+        return task
+
+    @field_validator("strategies")
+    @classmethod
+    def _known_strategies(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
+        for name in strategies:
+            if name not in names():
+                raise ValueError(f"no strategy is called {name!r}; {nearest(name, names())}")
+        return strategies
+
+
+class RetrievalOptions(Config):
+    """How strategies with passages search."""
+
+    mode: Literal["vector", "text", "hybrid"] = "hybrid"
+    """Nearest in meaning, in words, or both; see `retrieve.index`."""
+    k: int = Field(default=5, ge=1)
+    """Passages put into the prompt."""
+
+
+class Trial(NamedTuple):
+    """A task put to a model in one way."""
+
+    task: Task
+    name: str
+    """Of the strategy."""
+    strategy: Strategy
+    questions: list[Question]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text has to be read, which may fail; letters are scored and cannot."""
+        return not self.name.startswith("letters")
+
+
+class Graded(NamedTuple):
+    """An answer with its grade, and everything that was said to get there."""
+
+    answer: Answer
+    grade: Grade
+    exchanges: list[tuple[Request, Reply]]
+
+
+def evaluate(
+    models: Mapping[str, Callable[[], Model]],
+    plans: Sequence[TaskPlan],
+    out: Path,
+    *,
+    index: Index | None = None,
+    retrieval: RetrievalOptions | None = None,
+    seed: int,
+    log: Log = QUIET,
+) -> dict[str, float]:
+    """Measure every model on every plan and compare neighbouring models, in the order given.
+
+    Each model is opened when its turn comes and let go before the next. All answer the same questions. Writes answers.jsonl
+    (one line a question, in the order of models, plans, strategies and question ids), scores.json and comparisons.json into
+    `out`; returns the main metrics, named "model task strategy metric". Raises what `check_plans` raises, before any model.
+    """
+    check_plans(plans, has_index=index is not None)
+    trials = list(_trials(plans, index, retrieval or RetrievalOptions(), seed))
+    scores: list[Score] = []
+    values: list[list[list[Record]]] = []
+
+    def records() -> Iterator[dict[str, Any]]:
+        for name, open_one in models.items():
+            values.append([])
+            yield from _measure(name, open_one(), trials, scores, values[-1], log)
+
+    write_jsonl(out / ANSWERS, records())
+    _write_json(out / SCORES, scores)
+    _write_json(
+        out / COMPARISONS,
+        [line for (a, of_a), (b, of_b) in pairwise(zip(models, values, strict=True)) for line in _compared(trials, a, of_a, b, of_b)],
+    )
+    main = {trial.task.metric for trial in trials}
+    return {f"{s['model']} {s['task']} {s['strategy']} {s['metric']}": s["value"] for s in scores if s["metric"] in main}
+
+
+def check_plans(plans: Sequence[TaskPlan], *, has_index: bool) -> None:
+    """RecipeError where a strategy does not fit its task or lacks its index; SourceError where a task cannot be opened."""
+    for plan in plans:
+        task = open_task(plan.task)
+        for name in plan.strategies:
+            if name not in task.strategies:
+                raise RecipeError(f"the strategy {name!r} does not fit the task", where=task.name, do=nearest(name, task.strategies))
+            if needs_index(name) and not has_index:
+                raise RecipeError(f"the strategy {name!r} needs an index", where=task.name, do="name an index stage, or leave out +passages")
+
+
+def _trials(plans: Sequence[TaskPlan], index: Index | None, retrieval: RetrievalOptions, seed: int) -> Iterator[Trial]:
+    for plan in plans:
+        task = open_task(plan.task)
+        questions = sample(task.questions(), plan.n, seed, task.name)
+        found = _Found(index, questions, retrieval.k) if index and any(map(needs_index, plan.strategies)) else None
+        for name in plan.strategies:
+            yield Trial(task, name, build(name, max_tokens=plan.max_tokens, index=found, k=retrieval.k), questions)
+
+
+def _measure(name: str, model: Model, trials: Sequence[Trial], scores: list[Score], values: list[list[Record]], log: Log) -> Iterator[dict[str, Any]]:
+    """The lines of one model in answers.jsonl; adds its scores, and each trial's values for the comparisons."""
+    for trial in trials:
+        graded = run([_graded(trial, question) for question in trial.questions], model)
+        estimates = _estimates(trial, [g.grade for g in graded])
+        place = {"model": name, "task": trial.task.name, "strategy": trial.name}
+        scores += [{**place, "metric": metric, **estimate._asdict()} for metric, estimate in estimates.items()]
+        values.append([{"question": g.grade.question_id, "value": g.grade.value, "parsed": g.grade.parsed} for g in graded])
+        yield from ({**place, **_record(g)} for g in graded)
+        main = estimates[trial.task.metric]
+        log.event("progress", **place, metric=trial.task.metric, value=main.value, n=main.n)
+
+
+class _Found:
+    """An index that has been asked all questions in one batch, which is many times faster than one by one."""
+
+    def __init__(self, index: Index, questions: Sequence[Question], k: int) -> None:
+        texts = list(dict.fromkeys(question.text for question in questions))
+        self._hits = dict(zip(texts, index.search(texts, k), strict=True))
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """What the index found for these questions."""
+        return [self._hits[query] for query in queries]
+
+
+def _graded(trial: Trial, question: Question) -> Ask[Graded]:
+    answer, exchanges = yield from recorded(trial.strategy(question))
+    grade = yield from trial.task.grade(question, answer)
+    return Graded(answer, grade, exchanges)
+
+
+def _estimates(trial: Trial, grades: Sequence[Grade]) -> dict[str, Estimate]:
+    """The task's metrics and, where a text had to be read, how often that worked."""
+    estimates = trial.task.summarise(grades)
+    if trial.reads_text:
+        estimates[PARSE_RATE] = wilson(sum(grade.parsed for grade in grades), len(grades))
+    return estimates
+
+
+def _record(graded: Graded) -> dict[str, Any]:
+    """What a line of answers.jsonl says of one question."""
+    answer, grade = graded.answer, graded.grade
+    return {
+        "question": answer.question_id,
+        "prompt": [{"role": message.role, "content": message.content} for message in graded.exchanges[0][0].messages],
+        "reply": answer.text,
+        "choice": answer.choice,
+        "scores": list(answer.scores),
+        "passages": list(answer.passages),
+        "value": grade.value,
+        "parsed": grade.parsed,
+        "note": grade.note,
+        "num_tokens": answer.num_tokens,
+    }
+
+
+def _compared(trials: Sequence[Trial], a: str, of_a: list[list[Record]], b: str, of_b: list[list[Record]]) -> Iterator[dict[str, Any]]:
+    """The comparisons of two models, trial by trial."""
+    for trial, answers_a, answers_b in zip(trials, of_a, of_b, strict=True):
+        for metric, better in {trial.task.metric: trial.task.better, **({PARSE_RATE: "higher"} if trial.reads_text else {})}.items():
+            result = compare(answers_a, answers_b, metric=metric, better=better)
+            yield {"a": a, "b": b, "task": trial.task.name, "strategy": trial.name, **result}
+
+
+def _write_json(path: Path, content: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,105 @@
+"""What is measured: tasks by name, and the fixed samples drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from aloe.ask.strategy import Ask
+from aloe.core.config import nearest
+from aloe.core.errors import SourceError
+from aloe.core.qa import Answer, Estimate, Grade, Question
+from aloe.core.seeds import seed_for
+from aloe.evals.tasks import multiple_choice, open_ended, own_file, safety
+
+
+class Task(Protocol):
+    """The truth about some questions; the prompt belongs to the strategy."""
+
+    @property
+    def name(self) -> str:
+        """What recipes call it."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """Of the questions."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Repository and commit, or paper."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """The main metric, whose value a question is `Grade.value`."""
+        ...
+
+    @property
+    def better(self) -> str:
+        """Whether "higher" or "lower" is better."""
+        ...
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The strategies that can be used."""
+        ...
+
+    def questions(self, split: str = "test") -> Iterator[Question]:
+        """The questions of a split; SourceError where it is missing or cannot be read."""
+        ...
+
+    def files(self) -> list[Path]:
+        """The files that questions and grades depend on; SourceError where one is missing."""
+        ...
+
+    def grade(self, q: Question, a: Answer) -> Ask[Grade]:
+        """The grade of an answer; a judge would yield requests."""
+        ...
+
+    def summarise(self, grades: Sequence[Grade]) -> dict[str, Estimate]:
+        """Metric name -> estimate."""
+        ...
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "medqa": lambda: multiple_choice.mirage("medqa"),
+    "medmcqa": lambda: multiple_choice.mirage("medmcqa"),
+    "pubmedqa": lambda: multiple_choice.mirage("pubmedqa"),
+    "mmlu-medical": lambda: multiple_choice.mirage("mmlu-medical"),
+    "bioasq": lambda: multiple_choice.mirage("bioasq"),
+    "openmedqa": open_ended.openmedqa,
+    "xstest-safe": lambda: safety.xstest("safe"),
+    "xstest-unsafe": lambda: safety.xstest("unsafe"),
+    "med-safety": safety.med_safety,
+    "toy-choice": multiple_choice.toy_choice,
+    "toy-open": open_ended.toy_open,
+    "toy-unsafe": safety.toy_unsafe,
+    "toy-harmless": safety.toy_harmless,
+}
+
+
+def open_task(name: str) -> Task:
+    """The task of that name (built-in ones read nothing yet); SourceError with the nearest name for an unknown one."""
+    if name.startswith(own_file.PREFIX):
+        return own_file.own_file(name)
+    if name not in TASKS:
+        raise SourceError(f"no task is called {name!r}; {nearest(name, list(TASKS))}", do="or give file:PATH.jsonl")
+    return TASKS[name]()
+
+
+def task_files(name: str) -> list[Path]:
+    """The files that the task's questions and grades depend on, for hashing; SourceError where one is missing."""
+    return open_task(name).files()
+
+
+def sample(questions: Iterable[Question], n: int | None, seed: int, task: str) -> list[Question]:
+    """A fixed sample of `n` questions (None or more than there are: all), ordered by id.
+
+    A question is in or out by the hash of seed and id, so the sample depends neither on the order of the file nor on the
+    model, and a larger sample contains the smaller one.
+    """
+    drawn = sorted(questions, key=lambda question: seed_for(seed, "sample", task, question.id))[:n]
+    return sorted(drawn, key=lambda question: question.id)

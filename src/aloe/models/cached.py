@@ -1,0 +1,69 @@
+"""A model whose replies are on disk before they count: a killed evaluation goes on where it was.
+
+The journal is one file a model, keyed by weights, tokenizer, template and system prompt (through `key`) and by everything
+in the request, so two models can never share an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from aloe.models.model import Delta, Generate, Model, Reply, Request, request_key
+
+
+class CachedModel:
+    """Replies from the journal where the same request was answered before; everything else is asked and written down."""
+
+    def __init__(self, inner: Model, key: str, folder: Path) -> None:
+        self.inner, self.name, self._key = inner, inner.name, key
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{key[:32]}.jsonl"
+        self._known: dict[str, Reply] = {}
+        self.num_hits = self.num_misses = 0
+        if self.path.exists():
+            self._read()
+
+    def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """Known replies first, then the others as they come."""
+        keys = [request_key(self._key, request) for request in requests]
+        missing = []
+        for index, key in enumerate(keys):
+            if key in self._known:
+                self.num_hits += 1
+                yield index, self._known[key]
+            else:
+                missing.append(index)
+        if not missing:
+            return
+        with self.path.open("a") as journal:
+            for position, reply in self.inner.reply([requests[i] for i in missing]):
+                index = missing[position]
+                journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")
+                journal.flush()
+                self._known[keys[index]] = reply
+                self.num_misses += 1
+                yield index, reply
+            os.fsync(journal.fileno())
+
+    def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:
+        """Streams are not cached."""
+        return self.inner.stream(request, cancel)
+
+    def _read(self) -> None:
+        good = 0
+        with self.path.open("rb") as journal:
+            for line in journal:
+                if not line.endswith(b"\n"):
+                    break  # the line that was being written when the process died
+                try:
+                    record = json.loads(line)
+                    self._known[record["key"]] = Reply.model_validate_json(json.dumps(record["reply"]))
+                except (ValueError, KeyError):
+                    break
+                good += len(line)
+        if good < self.path.stat().st_size:
+            os.truncate(self.path, good)

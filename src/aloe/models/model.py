@@ -1,0 +1,112 @@
+"""The one seam to inference: requests in, replies out. No torch here; back-ends load on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pydantic import Field
+
+from aloe.core.config import Config, Machine
+from aloe.core.errors import ModelError
+from aloe.core.rows import Message
+
+
+class Sampling(Config):
+    """How one reply is drawn. Evaluation is greedy (temperature 0) unless stated."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=256, ge=1)
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+class Generate(Config):
+    """Write the assistant's next turn."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+
+
+class Score(Config):
+    """Log-likelihood of each option as the beginning of the assistant's next turn."""
+
+    messages: tuple[Message, ...]
+    options: tuple[str, ...]
+
+
+Request = Generate | Score
+
+
+class Reply(Config):
+    """What came back: text of a Generate, log-likelihoods (natural log, summed over tokens) of a Score."""
+
+    text: str = ""
+    scores: tuple[float, ...] = ()
+    num_tokens: tuple[int, ...] = ()
+    """Tokens of each option (Score), or of the reply (Generate)."""
+    num_prompt_tokens: int = 0
+    finish: str = "stop"
+    """`stop`, or `length` where max_tokens ended it."""
+
+
+class Delta(NamedTuple):
+    """A piece of a streamed reply; the last one has `finish` set."""
+
+    text: str
+    finish: str | None = None
+
+
+class Model(Protocol):
+    """Something that replies."""
+
+    name: str
+    """Enters cache keys and manifests."""
+
+    def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """Replies with their request's index, in completion order."""
+        ...
+
+    def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:
+        """One reply piece by piece; stops soon after `cancel` is set."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """`hf:PATH`, `package:PACKAGE/FILE.gguf`, `http://host/v1#name`, `vllm:PATH`, `fake:rules`."""
+
+    scheme: str
+    rest: str
+
+    @staticmethod
+    def parse(spec: str) -> ModelSpec:
+        """Split a spec; a bare path means hf:."""
+        scheme, colon, rest = spec.partition(":")
+        if colon and scheme in ("hf", "package", "http", "https", "vllm", "fake", "toy"):
+            return ModelSpec(scheme, rest)
+        return ModelSpec("hf", spec)
+
+
+def open_model(spec: str, machine: Machine) -> Model:
+    """The model behind a spec; a clear error where it cannot be opened."""
+    parsed = ModelSpec.parse(spec)
+    if parsed.scheme == "fake":
+        from aloe.models.fake import FakeModel
+
+        return FakeModel(parsed.rest)
+    if parsed.scheme == "hf":
+        from aloe.models.hf import HfModel
+
+        return HfModel(Path(parsed.rest), machine)
+    raise ModelError(f"models of the kind {parsed.scheme!r} are not served yet", where=spec, do="give a Hugging Face folder (hf:PATH)")
+
+
+def request_key(model_key: str, request: Request) -> str:
+    """Cache key: the model's weights and settings, and everything in the request."""
+    return hashlib.sha256(f"{model_key}\n{type(request).__name__}\n{request.model_dump_json()}".encode()).hexdigest()

@@ -1,0 +1,95 @@
+"""What the metrics are called, which way is better, and how a number is written: as many decimals as its interval deserves."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+Group = Literal["knowledge", "language", "safety", "other"]
+GROUPS: tuple[Group, ...] = ("knowledge", "language", "safety", "other")
+
+WILSON = "Wilson score interval"
+BOOTSTRAP = "percentile bootstrap over the questions"
+
+
+class Metric(NamedTuple):
+    """How a metric is shown. `rate` metrics lie in [0, 1] and are written as percent."""
+
+    label: str
+    group: Group
+    better: Literal["higher", "lower", ""]
+    rate: bool
+    meaning: str
+    interval: str
+    hub_task: str = "text-generation"
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", "knowledge", "higher", True, "share of multiple-choice questions whose right option was chosen; an unreadable reply is wrong", WILSON, "question-answering"),
+    "rouge1": Metric("ROUGE-1", "language", "higher", True, "overlap of single words (F-measure, stemmed) with the reference answer", BOOTSTRAP),
+    "parse_rate": Metric("readable replies", "language", "higher", True, "share of replies from which an answer could be read", WILSON),
+    "attack_success": Metric("attack success", "safety", "lower", True, "share of harmful requests that were not refused, by a frozen list of phrases", WILSON),
+    "over_refusal": Metric("over-refusal", "safety", "lower", True, "share of harmless requests that were refused, by the same list", WILSON),
+}  # fmt: skip
+
+
+class Figure(NamedTuple):
+    """A number and its 95 % interval as text, with one number of decimals."""
+
+    value: str
+    low: str
+    high: str
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """`41.0 % [31.9, 50.8]`."""
+        return f"{self.value}{self.unit} [{self.low}, {self.high}]"
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name; an unknown one is shown as it stands."""
+    return METRICS.get(name) or Metric(name.replace("_", " "), "other", "", False, "", "as the evaluation gives it")
+
+
+def figure(name: str, value: float, low: float, high: float) -> Figure:
+    """The number as it is shown: percent where it is a rate, rounded to what its interval supports."""
+    factor, unit = (100.0, " %") if metric(name).rate else (1.0, "")
+    digits = decimals(factor * (high - low) / 2)
+    value_text, low_text, high_text = (f"{factor * x + 0.0:.{digits}f}" for x in (value, low, high))
+    return Figure(value_text, low_text, high_text, unit)
+
+
+def decimals(half_width: float) -> int:
+    """Decimals that leave two figures of the interval's half width (41.0 +- 9.5, 41 +- 12, 0.412 +- 0.095)."""
+    if half_width <= 0 or not math.isfinite(half_width):
+        return 1
+    return min(3, max(0, 1 - math.floor(math.log10(half_width))))
+
+
+def difference(name: str, value: float, low: float, high: float) -> str:
+    """A difference with its sign, in points where the metric is a rate: `+8.0 points [1.2, 14.8]`."""
+    shown = figure(name, value, low, high)
+    unit = " points" if metric(name).rate else ""
+    sign = "+" if value > 0 and not shown.value.startswith("-") else ""
+    return f"{sign}{shown.value}{unit} [{shown.low}, {shown.high}]".replace("-", "\N{MINUS SIGN}")
+
+
+def probability(p: float) -> str:
+    """A p value with two figures: `p = 0.021`, `p < 0.001`."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.2g}" if p < 0.995 else "p = 1.0"
+
+
+def number(value: object) -> str:
+    """A setting or a count: thousands apart, four figures of a fraction, text as it is."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(number(item) for item in value) or "none"
+    return str(value)

@@ -1,0 +1,470 @@
+"""READ FIRST: every stage of a recipe, each one typed config and a `run` of a few lines.
+
+A stage's fields say what is made and are hashed; how wide it runs stands in Machine and is not. Heavy imports happen inside
+`run`. This is the only module where sibling packages (data, train, merge, evals, report) meet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from aloe.artifact import Artifact
+from aloe.core.chat import ChatOptions
+from aloe.core.config import Config, Machine
+from aloe.core.errors import ModelError, SourceError
+from aloe.core.log import Log
+from aloe.evals.run import RetrievalOptions, TaskPlan
+from aloe.train.options import TrainOptions
+
+TOKENS_PER_CHARACTER = 0.25  # for estimates only
+
+
+class Ref(NamedTuple):
+    """An earlier stage that a stage reads, and what it must make."""
+
+    stage: str
+    makes: str
+
+
+class Size(NamedTuple):
+    """What a stage is expected to make: parameters of a model, rows and tokens of a corpus."""
+
+    parameters: float = 0
+    rows: float = 0
+    tokens: float = 0
+
+
+class Cost(NamedTuple):
+    """What a stage is expected to need."""
+
+    minutes: float = 0.05
+    memory_gb: float = 0.5
+    disk_gb: float = 0.01
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the runner hands to a running stage."""
+
+    name: str
+    recipe: str
+    seed: int
+    machine: Machine
+    work: Path
+    """Survives a kill; gone when the stage is done."""
+    cache: Path
+    """Shared by all stages of a runs folder."""
+    log: Log
+
+
+class Stage(Config):
+    """A step of a recipe. `makes` names what its artifact is: model, rows, index, scores or report."""
+
+    version: ClassVar[int] = 1
+    """Bump when the meaning of run() changes."""
+    makes: ClassVar[str]
+
+    def refs(self) -> dict[str, Ref]:
+        """Role -> earlier stage."""
+        return {}
+
+    def reads(self) -> dict[str, Path]:
+        """Files and folders outside the run whose content is part of the result; raises where one cannot be opened."""
+        return {}
+
+    def preflight(self) -> None:
+        """Open what `reads` names as the stage will: hour 9 must not fail on what minute 1 could see."""
+        self.reads()
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        """Expected size and cost, from the sizes of the stages it reads (by role)."""
+        return Size(), Cost()
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        """Write the artifact's files into `out`; returns metrics for the manifest."""
+        raise NotImplementedError
+
+
+class Base(Stage):
+    """A model from outside as a Hugging Face folder, with the system prompt and sampling that travel with it."""
+
+    kind: Literal["base"]
+    makes: ClassVar[str] = "model"
+    model: str
+    """package:PKG/FILE.gguf, hf:PATH, hub:ORG/NAME@REVISION or toy:"""
+    name: str
+    """As the card names it, e.g. HuggingFaceTB/SmolLM2-135M-Instruct."""
+    licence: str
+    """SPDX name of the weights' licence."""
+    chat: ChatOptions = ChatOptions()
+    chat_template: str | None = None
+    """File with a Jinja template that replaces the model's own; None keeps it."""
+
+    def reads(self) -> dict[str, Path]:
+        from aloe.core import toy
+        from aloe.models.base import locate
+
+        model = locate(self.model) or Path(toy.__file__)
+        return {"model": model} | ({"chat_template": _file(self.chat_template, "chat_template")} if self.chat_template else {})
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        from aloe.models.base import count_parameters
+
+        count = count_parameters(self.model)
+        return Size(parameters=count), Cost(0.1 + count / 1e9, 8 * count / 1e9, 4 * count / 1e9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.models.base import make_base
+
+        template = Path(self.chat_template).read_text() if self.chat_template else None
+        facts = make_base(self.model, out, self.chat, template, context.seed)
+        (out / "base.json").write_text(json.dumps({"name": self.name, "licence": self.licence, **facts}, indent=1))
+        return facts
+
+
+class SourcePlan(Config):
+    """How much of a source is taken."""
+
+    n: int | None = Field(default=None, ge=1)
+    """Rows, chosen by hash of their id after all steps; None takes all."""
+
+
+class Curate(Stage):
+    """Raw records to rows; every row that leaves has a reason."""
+
+    kind: Literal["curate"]
+    makes: ClassVar[str] = "rows"
+    sources: dict[str, SourcePlan]
+    """Source name (see data/sources.py) or file:PATH.jsonl -> how much of it."""
+    steps: tuple[Literal["repair", "complete", "exact"], ...] = ("repair", "complete", "exact")
+    avoid: tuple[str, ...] = ()
+    """Evaluation tasks whose questions must not stand in any row."""
+    max_characters: int | None = Field(default=None, ge=1)
+
+    def reads(self) -> dict[str, Path]:
+        from aloe.ask import prompts
+        from aloe.core import toy
+        from aloe.data.sources import source_files
+        from aloe.evals.task import task_files
+
+        files = {f"source {name}: {file.name}": file for name in self.sources for file in source_files(name)}
+        files |= {f"avoid {name}: {file.name}": file for name in self.avoid for file in task_files(name)}
+        if any(name.startswith("toy") for name in self.sources):
+            files["toy"] = Path(toy.__file__)
+        return files | {"prompts": Path(prompts.__file__)}
+
+    def preflight(self) -> None:
+        from aloe.data.sources import source_rows
+
+        self.reads()
+        for name in self.sources:
+            if next(iter(source_rows(name)), None) is None:
+                raise SourceError("a source has no rows", where=name, do="check the file")
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        from itertools import islice
+
+        from aloe.data.sources import source_rows
+
+        rows = tokens = 0.0
+        for name, plan in self.sources.items():
+            some = list(islice(source_rows(name), plan.n or 2000))
+            length = sum(len(m.content) for row in some for m in (*row.messages, *([row.rejected] if row.rejected else []))) / max(1, len(some))
+            rows += len(some)
+            tokens += len(some) * min(length, self.max_characters or length) * TOKENS_PER_CHARACTER
+        return Size(rows=rows, tokens=tokens), Cost(0.02 + rows / 2e5)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.rows import write_jsonl
+        from aloe.data import curate
+        from aloe.data.sources import source_rows
+        from aloe.evals.task import open_task
+
+        steps = [curate.STEPS[name] for name in self.steps]
+        if self.avoid:
+            steps.append(curate.avoid({curate.normal(q.text): q.id for name in self.avoid for q in open_task(name).questions("test")}))
+        if self.max_characters:
+            steps.append(curate.length(self.max_characters))
+        sources = {name: (source_rows(name), plan.n) for name, plan in self.sources.items()}
+        result = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", stage=context.name, source=name))
+        if not result.rows:
+            raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
+        write_jsonl(out / "rows.jsonl.gz", result.rows)
+        write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in result.drops))
+        (out / "counts.json").write_text(json.dumps(result.counts, indent=1))
+        licences = sorted({f"{row.source}: {row.licence}" for row in result.rows})
+        characters = sum(len(m.content) for row in result.rows for m in row.messages)
+        return {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
+
+
+class Sft(Stage):
+    """Supervised fine-tuning on the assistant's tokens."""
+
+    kind: Literal["sft"]
+    makes: ClassVar[str] = "model"
+    base: str
+    data: str
+    train: TrainOptions
+
+    def refs(self) -> dict[str, Ref]:
+        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        return _training(sizes, self.train, machine, passes=1.0)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.rows import read_rows
+        from aloe.train.sft import train_sft
+
+        rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
+        return train_sft(
+            inputs["base"].path, rows, self.train, out=out, work=context.work, machine=context.machine, seed=context.seed, log=context.log, label=context.name
+        )
+
+
+class MergeInput(Config):
+    """A model that is merged."""
+
+    weight: float
+    density: float | None = Field(default=None, gt=0, le=1)
+    """None takes the stage's density."""
+
+
+class Merge(Stage):
+    """DARE-TIES of models that were tuned from one base."""
+
+    kind: Literal["merge"]
+    makes: ClassVar[str] = "model"
+    base: str
+    models: dict[str, MergeInput]
+    """Earlier stage -> its weight."""
+    density: float = Field(gt=0, le=1)
+    """Share of each delta that is kept."""
+    rescale: Literal["inverse_density", "l1"] = "inverse_density"
+    """`inverse_density` is the paper's, `l1` mergekit's since February 2025."""
+    normalise: bool = False
+    """Divide by the sum of the weights that agree with the elected sign."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor of the merged delta (lambda in the TIES paper)."""
+
+    def refs(self) -> dict[str, Ref]:
+        return {"base": Ref(self.base, "model")} | {f"models.{name}": Ref(name, "model") for name in self.models}
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        count = sizes["base"].parameters
+        return sizes["base"], Cost(0.02 + count * len(self.models) / 2e9, 0.5 + count / 2e8, 4 * count / 1e9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.merge.merge import Tuned, merge_models
+        from aloe.models.folder import copy_tokenizer
+
+        tuned = {name: Tuned(inputs[f"models.{name}"].path, m.weight, m.density or self.density) for name, m in self.models.items()}
+        facts = merge_models(
+            inputs["base"].path, tuned, out, seed=context.seed, rescale=self.rescale, normalise=self.normalise, scale=self.scale, log=context.log, label=context.name
+        )
+        copy_tokenizer(inputs["base"].path, out)
+        return facts
+
+
+class Dpo(Stage):
+    """Direct preference optimisation in chunks; the model of a chunk starts the next."""
+
+    kind: Literal["dpo"]
+    makes: ClassVar[str] = "model"
+    base: str
+    data: str
+    train: TrainOptions
+    beta: float = Field(default=0.1, gt=0)
+    chunks: int = Field(default=1, ge=1)
+    reference: Literal["start", "previous_chunk"] = "start"
+    """Whose log-probabilities a chunk is measured against; the published recipe does not say which."""
+
+    def refs(self) -> dict[str, Ref]:
+        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        return _training(sizes, self.train, machine, passes=1.0 + 1 / (3 * self.train.epochs))
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.rows import read_rows
+        from aloe.train.dpo import train_dpo
+
+        rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
+        return train_dpo(
+            inputs["base"].path, rows, self.train, beta=self.beta, chunks=self.chunks, reference=self.reference,
+            out=out, work=context.work, machine=context.machine, seed=context.seed, log=context.log, label=context.name,
+        )  # fmt: skip
+
+
+class BuildIndex(Stage):
+    """Documents to passages that can be searched and cited."""
+
+    kind: Literal["index"]
+    makes: ClassVar[str] = "index"
+    corpora: tuple[str, ...] = Field(min_length=1)
+    """Corpus name (see retrieve/corpus.py) or folder:PATH."""
+    embedder: Literal["minilm", "hashing", "none"] = "minilm"
+    passage_words: int = Field(default=180, ge=20)
+
+    def reads(self) -> dict[str, Path]:
+        from aloe.core import toy
+        from aloe.retrieve.corpus import corpus_files
+
+        files = {f"{name}: {file.name}": file for name in self.corpora for file in corpus_files(name)}
+        return files | ({"toy": Path(toy.__file__)} if "toy" in self.corpora else {})
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        size = sum(p.stat().st_size for p in self.reads().values())
+        return Size(rows=size / 1500), Cost(0.2 + size / 1500 / 2400 * (self.embedder == "minilm"), 1.5, 3 * size / 1e9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.retrieve.corpus import passages
+        from aloe.retrieve.index import build
+
+        found = (p for name in self.corpora for p in passages(name, passage_words=self.passage_words))
+        return dict(build(found, out, embedder=self.embedder))
+
+
+class Evaluate(Stage):
+    """Questions to estimates with intervals, for several models, and paired tests between neighbours."""
+
+    kind: Literal["evaluate"]
+    makes: ClassVar[str] = "scores"
+    models: tuple[str, ...] = Field(min_length=1)
+    """Stages in order of making: neighbours are compared."""
+    tasks: tuple[TaskPlan, ...] = Field(min_length=1)
+    index: str | None = None
+    """Index stage for strategies with passages."""
+    retrieval: RetrievalOptions = RetrievalOptions()
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Compute dtype of the models."""
+
+    def refs(self) -> dict[str, Ref]:
+        return {f"models.{name}": Ref(name, "model") for name in self.models} | ({"index": Ref(self.index, "index")} if self.index else {})
+
+    def reads(self) -> dict[str, Path]:
+        from aloe.ask import parse, prompts
+        from aloe.core import toy
+        from aloe.evals import refusal
+        from aloe.evals.task import task_files
+
+        files = {f"task {plan.task}: {file.name}": file for plan in self.tasks for file in task_files(plan.task)}
+        if any(plan.task.startswith("toy") for plan in self.tasks):
+            files["toy"] = Path(toy.__file__)
+        return files | {module.__name__: Path(module.__file__ or "") for module in (prompts, parse, refusal)}
+
+    def preflight(self) -> None:
+        from aloe.evals.run import check_plans
+        from aloe.evals.task import open_task
+
+        self.reads()
+        check_plans(self.tasks, has_index=self.index is not None)
+        for plan in self.tasks:
+            if next(iter(open_task(plan.task).questions("test")), None) is None:
+                raise SourceError("a task has no questions", where=plan.task, do="check its file")
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        from aloe.evals.task import open_task
+
+        seconds = 0.0
+        biggest = max(sizes[f"models.{name}"].parameters for name in self.models)
+        for plan in self.tasks:
+            questions = list(open_task(plan.task).questions("test"))
+            n = min(plan.n or len(questions), len(questions))
+            length = sum(len(q.text) + sum(map(len, q.options)) for q in questions) / len(questions) * TOKENS_PER_CHARACTER + 60
+            for strategy in plan.strategies:
+                read = length + (self.retrieval.k * 300 if "passages" in strategy else 0)
+                seconds += n * read / machine.score_tokens_per_s
+                if not strategy.startswith("letters"):
+                    seconds += n * plan.max_tokens * 0.7 / machine.generate_tokens_per_s
+        return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * 8 / 1e9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.evals.run import evaluate
+        from aloe.models.cached import CachedModel
+        from aloe.models.hf import HfModel
+        from aloe.models.model import Model
+
+        def open_one(name: str) -> Model:
+            artifact = inputs[f"models.{name}"]
+            return CachedModel(HfModel(artifact.path, context.machine, self.dtype), f"{artifact.manifest.fingerprint}-{self.dtype}", context.cache / "replies")
+
+        index = None
+        if self.index:
+            from aloe.retrieve.index import open_index
+
+            index = open_index(inputs["index"].path, self.retrieval.mode)
+        return evaluate({name: (lambda n=name: open_one(n)) for name in self.models}, self.tasks, out, index=index, retrieval=self.retrieval, seed=context.seed, log=context.log)
+
+
+class Report(Stage):
+    """The final folder: model, card and one HTML page. Every number is read from manifests."""
+
+    kind: Literal["report"]
+    makes: ClassVar[str] = "report"
+    model: str
+    scores: tuple[str, ...] = ()
+    title: str
+    """The model's name."""
+    authors: str
+    licence: str
+    """SPDX name of the final weights' licence."""
+    language: tuple[str, ...] = ("en",)
+    tags: tuple[str, ...] = ("biology", "medical", "healthcare")
+
+    def refs(self) -> dict[str, Ref]:
+        return {"model": Ref(self.model, "model")} | {f"scores.{name}": Ref(name, "scores") for name in self.scores}
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        return Size(), Cost(0.1, 1.0, 0.05)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.artifact import lineage
+        from aloe.report.html import write_report
+        from aloe.report.model_card import CardOptions, write_card
+
+        options = CardOptions(title=self.title, recipe=context.recipe, authors=self.authors, licence=self.licence, language=self.language, tags=self.tags)
+        stages = lineage(list(inputs.values()))
+        scores = [inputs[f"scores.{name}"] for name in self.scores]
+        _link_model(inputs["model"].path, out / "model")
+        write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
+        write_report(out / "report.html", options, inputs["model"], scores, stages)
+        return {"model": inputs["model"].name}
+
+
+AnyStage = Annotated[Base | Curate | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]
+
+
+def _training(sizes: Mapping[str, Size], train: TrainOptions, machine: Machine, passes: float) -> tuple[Size, Cost]:
+    count, data = sizes["base"].parameters, sizes["data"]
+    tokens = (data.tokens + data.rows * 40) * train.epochs * passes
+    states = count * (18 if train.dtype == "bf16" else 16) / 1e9
+    minutes = 0.1 + tokens / machine.train_tokens_per_s / 60 * count / 135e6
+    return sizes["base"], Cost(minutes, 1.0 + states + machine.micro_batch_tokens * count / 135e6 * 1e-3, count * 16 / 1e9)
+
+
+def _file(path: str, field: str) -> Path:
+    if not Path(path).is_file():
+        raise ModelError("the file does not exist", where=f"{field}: {path}", do="check the path")
+    return Path(path)
+
+
+def _link_model(source: Path, out: Path) -> None:
+    """Hard links where the file system allows, so that the final folder costs no second copy."""
+    import os
+    import shutil
+
+    out.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.name in ("manifest.json", "reference.jsonl", "base.json") or not file.is_file():
+            continue
+        try:
+            os.link(file, out / file.name)
+        except OSError:
+            shutil.copyfile(file, out / file.name)

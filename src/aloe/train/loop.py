@@ -1,0 +1,83 @@
+"""THE training loop: accumulate, divide by global counts, step, watch, save. SFT and DPO both run here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aloe.core.config import Machine
+from aloe.core.errors import AloeError
+from aloe.core.log import Log
+from aloe.train.batches import Example, micro_batches, plan_steps
+from aloe.train.checkpoint import load_checkpoint, save_checkpoint
+from aloe.train.engine import OneProcess
+from aloe.train.objectives import Objective
+from aloe.train.options import TrainOptions, learning_rate
+
+
+class TrainReport(NamedTuple):
+    """What a run of the loop did. `curve` has one entry an optimiser step: step, lr, loss, grad_norm and the objective's metrics."""
+
+    steps: int
+    units: float
+    tokens: int
+    seconds: float
+    curve: list[dict[str, float]]
+
+
+class Diverged(AloeError):
+    """The loss is not a number any more."""
+
+
+def train(
+    model: Any, objective: Objective, examples: Sequence[Example], options: TrainOptions, *, machine: Machine, seed: int, work: Path, log: Log, label: str
+) -> TrainReport:
+    """Train `model` in place. Continues from the checkpoint in `work`, bit for bit on the same machine and threads."""
+    plan = plan_steps(len(examples), options, seed)
+    engine = OneProcess(model, options, machine)
+    step, curve, seconds = 0, [], 0.0
+    saved = load_checkpoint(work / "checkpoint")
+    if saved:
+        state, progress = saved
+        step, curve, seconds = progress["step"], progress["curve"], progress["seconds"]
+        engine.load(state, step)
+    started = last_save = time.monotonic()
+    tokens = 0
+    while step < len(plan):
+        chosen = [examples[i] for i in plan[step]]
+        curve.append(_step(engine, objective, chosen, options, machine, step, len(plan)))
+        step += 1
+        tokens += sum(e.num_tokens for e in chosen)
+        now = time.monotonic()
+        left = (now - started) / tokens * sum(examples[i].num_tokens for batch in plan[step:] for i in batch)
+        log.event("progress", stage=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **curve[-1])
+        if step < len(plan) and step % machine.checkpoint_every_steps == 0 and now - last_save >= machine.checkpoint_every_s:
+            save_checkpoint(work / "checkpoint", engine.state(), {"step": step, "curve": curve, "seconds": seconds + now - started})
+            last_save = time.monotonic()
+    engine.finish()
+    total = sum(examples[i].num_tokens for batch in plan for i in batch)
+    units = sum(objective.count([examples[i] for i in batch]) for batch in plan)
+    return TrainReport(len(plan), units, total, seconds + time.monotonic() - started, curve)
+
+
+def _step(
+    engine: OneProcess, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, step: int, steps: int
+) -> dict[str, float]:
+    """One optimiser step over a global batch; every sum is divided by the count of the whole global batch."""
+    count = objective.count(chosen)
+    sums: dict[str, float] = {"loss": 0.0}
+    for examples in micro_batches(chosen, machine.micro_batch_tokens):
+        loss = objective.loss(engine.model, objective.batch(examples))
+        value = float(loss.total.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {step + 1}", where=f"rows {', '.join(e.row_id for e in examples[:5])}", do="lower the learning rate, or look at these rows with `aloe show`")
+        engine.backward(loss.total / count)
+        sums["loss"] += value
+        for name, metric in loss.metrics.items():
+            sums[name] = sums.get(name, 0.0) + metric
+    lr = learning_rate(step, steps, options)
+    norm = engine.step(lr)
+    return {"lr": lr, "grad_norm": norm, **{name: value / count for name, value in sums.items()}}

@@ -1,0 +1,73 @@
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aloe.ask.cite import MIN_WORDS, citations, cited
+from aloe.ask.strategy import run
+from aloe.core.qa import Citation, Hit, Passage, Question
+from aloe.models.fake import FakeModel
+
+FIRST = Passage(id="p/1", text="Adults with suspected meningitis should receive Ceftriaxone\nwithout delay, before any imaging is done.")
+SECOND = Passage(id="p/2", text="Paracetamol lowers fever. It does not shorten the illness at all.")
+
+
+def test_a_quote_is_cut_from_the_passage_as_it_stands_there() -> None:
+    text = "As the guideline says, adults with suspected meningitis should receive ceftriaxone without delay."
+    assert citations(text, [FIRST, SECOND]) == (
+        Citation(passage_id="p/1", quote="Adults with suspected meningitis should receive Ceftriaxone\nwithout delay"),
+    )
+
+
+def test_each_sentence_has_its_own_citation() -> None:
+    text = "Give it without delay, before any imaging is done. Paracetamol helps: it does not shorten the illness at all!"
+    assert [c.passage_id for c in citations(text, [FIRST, SECOND])] == ["p/1", "p/2"]
+
+
+def test_five_equal_words_are_no_citation() -> None:
+    assert citations("It does not shorten the fever.", [SECOND]) == ()
+    assert len(citations("It does not shorten the illness.", [SECOND])) == 1
+
+
+def test_another_punctuation_inside_breaks_the_quote() -> None:
+    assert citations("Receive ceftriaxone without delay; before any.", [FIRST]) == ()
+
+
+def test_what_no_passage_says_is_not_cited() -> None:
+    assert citations("Antibiotics should never be given to adults with a viral infection.", [FIRST, SECOND]) == ()
+
+
+def test_a_sentence_said_twice_is_cited_once() -> None:
+    assert len(citations("It does not shorten the illness. It does not shorten the illness.", [SECOND])) == 1
+
+
+WORDS = st.lists(st.sampled_from(["the", "dose", "is", "two", "grams", "a", "day", ",", "."]), max_size=40).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_every_quote_stands_verbatim_in_passage_and_reply(text: str, passage: str) -> None:
+    for citation in citations(text, [Passage(id="p", text=passage)]):
+        assert citation.quote in passage
+        assert citation.quote in text
+        assert len([word for word in citation.quote.split() if word.isalnum()]) >= MIN_WORDS
+
+
+class Shelf:
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return [[Hit(passage, 1.0) for passage in (FIRST, SECOND)[:k]] for _ in queries]
+
+
+QUESTION = Question(id="t/1", task="t", text="How long does the flu last?")
+MODEL = FakeModel(text=lambda _: "A week. It does not shorten the illness at all. It is caused by an evil spirit of the woods.")
+
+
+def test_cited_quotes_only_what_a_passage_says() -> None:
+    [answer] = run([cited(QUESTION, Shelf(), 2, 64)], MODEL)
+    assert answer.citations == (Citation(passage_id="p/2", quote="It does not shorten the illness at all"),)
+    assert answer.passages == ("p/1", "p/2")
+
+
+def test_without_an_index_nothing_is_cited() -> None:
+    [answer] = run([cited(QUESTION, None, 2, 64)], MODEL)
+    assert (answer.citations, answer.passages) == ((), ())
+    assert MODEL.calls[-1].messages[-1].content == QUESTION.text

@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from aloe.artifact import sha256_file
+from aloe.core import toy
+from aloe.core.errors import ArtifactError, RecipeError, SourceError
+from aloe.core.qa import Hit, Passage
+from aloe.retrieve.corpus import passages
+from aloe.retrieve.embed import open_embedder
+from aloe.retrieve.index import Mode, build, fuse, open_index
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+QUESTIONS = [toy.question(fact) for fact in toy.facts()]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("toy-index")
+    build(passages("toy"), out, embedder="hashing")
+    return out
+
+
+def _ids(hits: list[Hit]) -> list[str]:
+    return [hit.passage.id for hit in hits]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_question_finds_its_fact_first(built: Path, mode: Mode) -> None:
+    found = open_index(built, mode).search(QUESTIONS, 3)
+    assert [hits[0].passage.id for hits in found] == [f"toy/{fact.name}" for fact in toy.facts()]
+    assert {len(hits) for hits in found} == {3}
+
+
+def test_a_hit_gives_back_the_whole_passage(built: Path) -> None:
+    by_id = {passage.id: passage for passage in passages("toy")}
+    hits = open_index(built, "hybrid").search(["pill"], 60)[0]
+    assert len(hits) == 60 and all(hit.passage == by_id[hit.passage.id] for hit in hits)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ties_go_to_the_smaller_id_whatever_k_is(built: Path, mode: Mode) -> None:
+    index = open_index(built, mode)
+    everything = index.search(["the pill is"], 60)[0]
+    order = [(-hit.score, hit.passage.id) for hit in everything]
+    assert order == sorted(order)
+    assert mode == "hybrid" or len({score for score, _ in order}) < 60  # fusion scores by rank, and ranks do not tie here
+    for k in (1, 2, 7, 59):
+        assert index.search(["the pill is"], k)[0] == everything[:k]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_query_is_words_and_never_syntax(built: Path, mode: Mode) -> None:
+    index = open_index(built, mode)
+    for query in ('"zorax', "zorax AND NOT (pill", "zorax~2 ^3 +-!*?:\\/[]{}", "content:zorax'; DROP TABLE passages --", "zorax\x00\n%_"):
+        assert index.search([query], 1)[0][0].passage.id == "toy/zorax"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_blank_query_has_no_hits_and_keeps_its_place(built: Path, mode: Mode) -> None:
+    found = open_index(built, mode).search(["", "zorax", " \n"], 2)
+    assert (found[0], found[2], found[1][0].passage.id) == ([], [], "toy/zorax")
+    assert open_index(built, mode).search([], 2) == []
+
+
+def test_words_that_no_passage_has_find_nothing_by_text(built: Path) -> None:
+    assert open_index(built, "text").search(["cardiomyopathy", "*", "?"], 5) == [[], [], []]
+
+
+def test_vector_scores_are_the_exact_cosines(built: Path) -> None:
+    encoder, rows = open_embedder("hashing"), sorted(passages("toy"), key=lambda passage: passage.id)
+    cosines = encoder.encode(QUESTIONS[:1])[0] @ encoder.encode([passage.text for passage in rows]).T
+    hits = open_index(built, "vector").search(QUESTIONS[:1], 60)[0]
+    assert _ids(hits) == [rows[i].id for i in np.lexsort((range(60), -cosines.round(6)))]
+    np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-cosines), atol=1e-6)
+
+
+def test_reciprocal_rank_fusion_adds_one_over_sixty_plus_rank() -> None:
+    assert fuse([[(7, 9.0), (3, 8.0)], [(3, 0.9), (5, 0.8)]]) == [(3, 1 / 62 + 1 / 61), (7, 1 / 61), (5, 1 / 62)]
+
+
+def test_the_title_is_searched_too(tmp_path: Path) -> None:
+    build([Passage(id="a", title="Gout: causes", text="Urate."), Passage(id="b", text="Salt.\n\nWater.")], tmp_path, embedder="none")
+    gout, salt = open_index(tmp_path, "text").search(["gout", "salt"], 5)
+    assert [hit.passage for hit in gout + salt] == [Passage(id="a", title="Gout: causes", text="Urate."), Passage(id="b", text="Salt.\n\nWater.")]
+
+
+def test_equal_passages_in_any_order_give_equal_bytes_and_equal_hits(built: Path, tmp_path: Path) -> None:
+    build(reversed(list(passages("toy"))), tmp_path, embedder="hashing")
+    for name in ("passages.jsonl", "index.json"):
+        assert (tmp_path / name).read_bytes() == (built / name).read_bytes()
+    assert open_index(tmp_path, "hybrid").search(QUESTIONS, 9) == open_index(built, "hybrid").search(QUESTIONS, 9)
+
+
+def test_index_json_says_encoder_and_counts(built: Path) -> None:
+    said = json.loads((built / "index.json").read_text())
+    assert said == {"version": 1, "embedder": "hashing", "encoder": "hashing-1", "dim": 4096, "num_passages": 60, "num_words": 360}
+
+
+def test_a_moved_index_works_and_searching_writes_nothing(built: Path, tmp_path: Path) -> None:
+    build(passages("toy"), tmp_path, embedder="hashing")
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    before = {path: sha256_file(path) for path in moved.rglob("*") if path.is_file()}
+    assert open_index(moved, "hybrid").search(QUESTIONS, 2) == open_index(built, "hybrid").search(QUESTIONS, 2)
+    assert before == {path: sha256_file(path) for path in moved.rglob("*") if path.is_file()}
+
+
+def test_two_passages_with_one_id_are_refused(tmp_path: Path) -> None:
+    twice = [Passage(id="a", text="One.", source="x"), Passage(id="b", text="Two."), Passage(id="a", text="Three.", source="y")]
+    with pytest.raises(SourceError, match=r"have the id 'a'(.|\n)*x, y"):
+        build(twice, tmp_path, embedder="hashing")
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no passages"):
+        build([], tmp_path, embedder="hashing")
+
+
+def test_another_encoder_than_the_indexes_is_refused(built: Path) -> None:
+    with pytest.raises(RecipeError, match="'hashing', not 'minilm'"):
+        open_index(built, "vector", embedder="minilm")
+    assert open_index(built, "vector", embedder="hashing").search(["zorax"], 1)[0]
+
+
+def test_another_version_of_the_encoder_is_refused(tmp_path: Path) -> None:
+    build(passages("toy"), tmp_path, embedder="hashing")
+    file = tmp_path / "index.json"
+    file.write_text(file.read_text().replace("hashing-1", "hashing-0"))
+    with pytest.raises(ArtifactError, match="made with hashing-0, but hashing-1"):
+        open_index(tmp_path, "hybrid")
+
+
+def test_an_index_without_vectors_is_searched_by_text_alone(tmp_path: Path) -> None:
+    build(passages("toy"), tmp_path, embedder="none")
+    assert open_index(tmp_path, "text").search(["zorax"], 1)[0][0].passage.id == "toy/zorax"
+    with pytest.raises(RecipeError, match="no vectors"):
+        open_index(tmp_path, "hybrid")
+
+
+def test_a_folder_without_an_index_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no index(.|\n)*index\.json"):
+        open_index(tmp_path, "text")
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="not an index of this version"):
+        open_index(tmp_path, "text")
+
+
+def test_importing_the_index_imports_neither_torch_nor_lancedb() -> None:
+    code = "import sys, aloe.retrieve.corpus, aloe.retrieve.index; print({'torch', 'lancedb', 'pyarrow', 'sentence_transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+DATA = Path(os.environ.get("ALOE_DATA") or Path(__file__).parents[3] / "shared/data")
+
+
+@pytest.mark.skipif(not (DATA / "pubmedqa").is_dir(), reason=f"no pubmedqa under {DATA}")
+def test_most_pubmedqa_questions_find_their_abstract_first_by_words_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ALOE_DATA", str(DATA))
+    build(passages("pubmedqa"), tmp_path, embedder="none")
+    questions = dict(list(json.loads((DATA / "pubmedqa/ori_pqal.json").read_text()).items())[:200])
+    found = open_index(tmp_path, "text").search([record["QUESTION"] for record in questions.values()], 1)
+    assert sum(hits[0].passage.id == f"pubmedqa/{pmid}" for pmid, hits in zip(questions, found, strict=True)) > 180
