@@ -153,9 +153,7 @@ def commit(temporary: Path, final: Path, manifest: Manifest) -> Artifact:
     shutil.rmtree(temporary / WORK, ignore_errors=True)
     fsync_tree(temporary)
     files = {
-        str(p.relative_to(temporary)): FileRecord(sha256=sha256_file(p), size=p.stat().st_size)
-        for p in sorted(temporary.rglob("*"))
-        if p.is_file()
+        str(p.relative_to(temporary)): FileRecord(sha256=sha256_file(p), size=p.stat().st_size) for p in sorted(temporary.rglob("*")) if p.is_file()
     }
     done = manifest.model_copy(update={"files": files})
     write_text(temporary / MANIFEST, done.model_dump_json(indent=1) + "\n")
@@ -219,7 +217,9 @@ def locked(runs: Path) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
-            raise ArtifactError(f"another run is using this folder ({owner})", where=str(runs), do="wait for it, or give another --runs DIR") from None
+            raise ArtifactError(
+                f"another run is using this folder ({owner})", where=str(runs), do="wait for it, or give another --runs DIR"
+            ) from None
         handle.truncate(0)
         handle.write(f"process {os.getpid()}")
         handle.flush()

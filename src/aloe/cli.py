@@ -44,7 +44,7 @@ def run(
         print(f"{node.name}: {node.path}")
     reports = [node.path for node in nodes if node.stage.makes == "report"]
     if reports:
-        print(f"next: aloe ask --runs {runs} \"What is a normal resting heart rate?\"")
+        print(f'next: aloe ask --runs {runs} "What is a normal resting heart rate?"')
         print(f"report: {reports[-1] / 'report.html'}")
 
 
@@ -67,7 +67,9 @@ def plan(
         cost = expected[node.name][1]
         total += 0 if node.done else cost.minutes
         why = "" if node.done else "; ".join(line.strip() for line in runner.explain(node, runs)[:3])
-        print(f"{node.name:<16}{node.stage.kind:<10}{'done' if node.done else 'run':<8}{cost.minutes:>8.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}  {why}")
+        print(
+            f"{node.name:<16}{node.stage.kind:<10}{'done' if node.done else 'run':<8}{cost.minutes:>8.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}  {why}"
+        )
     print(f"expected: {total:.0f} minutes on {machine.name}")
 
 

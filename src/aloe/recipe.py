@@ -46,7 +46,9 @@ def _problems(recipe: Recipe, document: Document) -> Iterator[RecipeError]:
             where = document.where(("stages", name, *role.split(".")[:1]))
             fitting = [other for other, makes in earlier.items() if makes == ref.makes]
             if ref.stage in earlier and earlier[ref.stage] != ref.makes:
-                yield RecipeError(f"{name}.{role}: the stage {ref.stage!r} makes {earlier[ref.stage]}, {ref.makes} is needed", where=where, do=nearest("", fitting))
+                yield RecipeError(
+                    f"{name}.{role}: the stage {ref.stage!r} makes {earlier[ref.stage]}, {ref.makes} is needed", where=where, do=nearest("", fitting)
+                )
             elif ref.stage not in earlier and ref.stage in recipe.stages:
                 yield RecipeError(f"{name}.{role}: the stage {ref.stage!r} comes later", where=where, do=f"move {ref.stage!r} before {name!r}")
             elif ref.stage not in earlier:

@@ -17,8 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from aloe.artifact import (
-    MANIFEST, WORK, Artifact, HashMemo, InputRecord, Manifest, artifacts, canonical, check, commit, directory, fingerprint, hash_tree, locked,
-    read_manifest, write_text,
+    MANIFEST,
+    WORK,
+    Artifact,
+    HashMemo,
+    InputRecord,
+    Manifest,
+    artifacts,
+    canonical,
+    check,
+    commit,
+    directory,
+    fingerprint,
+    hash_tree,
+    locked,
+    read_manifest,
+    write_text,
 )  # fmt: skip
 from aloe.core.config import Machine, nearest
 from aloe.core.errors import AloeError, ArtifactError, MachineError, RecipeError
@@ -28,7 +42,18 @@ from aloe.energy import Meter
 from aloe.recipe import Recipe
 from aloe.stages import AnyStage, Context, Cost, Size
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "lancedb", "sentence-transformers", "rouge-score", "codecarbon")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "lancedb",
+    "sentence-transformers",
+    "rouge-score",
+    "codecarbon",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +96,7 @@ def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None) -
 
 
 def _node(name: str, stage: AnyStage, recipe: Recipe, nodes: Mapping[str, Node], runs: Path, memo: HashMemo) -> Node:
-    meaning = {
+    meaning: dict[str, Any] = {
         "kind": stage.kind,
         "version": stage.version,
         "seed": recipe.seed,
@@ -107,11 +132,19 @@ def preflight(nodes: list[Node], machine: Machine, runs: Path) -> dict[str, Cost
     need = sum(c.disk_gb for c in waiting) if waiting else 0
     free = shutil.disk_usage(runs).free / 1e9
     if need > free:
-        raise MachineError(f"the run needs about {need:.1f} GB of disk, {free:.1f} GB are free", where=str(runs), do="free some space, or give --runs on another disk")
+        raise MachineError(
+            f"the run needs about {need:.1f} GB of disk, {free:.1f} GB are free",
+            where=str(runs),
+            do="free some space, or give --runs on another disk",
+        )
     memory = machine.memory_gb or _memory_gb()
     worst = max((c.memory_gb for c in waiting), default=0)
     if worst > memory:
-        raise MachineError(f"the largest stage needs about {worst:.1f} GB of memory, the machine has {memory:.1f}", where=machine.name, do="lower micro_batch_tokens in the machine file, or use a larger machine")
+        raise MachineError(
+            f"the largest stage needs about {worst:.1f} GB of memory, the machine has {memory:.1f}",
+            where=machine.name,
+            do="lower micro_batch_tokens in the machine file, or use a larger machine",
+        )
     return costs
 
 
@@ -149,9 +182,7 @@ def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = Non
     return nodes
 
 
-def _execute(
-    node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, runs: Path, memo: HashMemo, meter: Meter, cost: Cost, log: Log
-) -> None:
+def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, runs: Path, memo: HashMemo, meter: Meter, cost: Cost, log: Log) -> None:
     by_name = {n.name: n for n in nodes}
     temporary, work = node.work.parent, node.work
     resumed = _prepare(temporary, work, node.fingerprint)
@@ -276,7 +307,11 @@ def _disk_errors(runs: Path) -> Iterator[None]:
 
 def _full(runs: Path) -> MachineError:
     free = shutil.disk_usage(runs).free / 1e9
-    return MachineError(f"the disk is full ({free:.2f} GB free)", where=str(runs), do="free some space and run the same command: finished stages and checkpoints are kept")
+    return MachineError(
+        f"the disk is full ({free:.2f} GB free)",
+        where=str(runs),
+        do="free some space and run the same command: finished stages and checkpoints are kept",
+    )
 
 
 def _writable(runs: Path) -> None:

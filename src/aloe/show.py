@@ -44,9 +44,10 @@ def _summary(artifact: Artifact) -> Iterator[str]:
             yield f"metric   {name}: {json.dumps(value, ensure_ascii=False)}"
     if (artifact.path / "scores.json").is_file():
         for s in json.loads((artifact.path / "scores.json").read_text()):
-            yield f"score    {s['model']:<16}{s['task']:<18}{s['strategy']:<18}{s['metric']:<16}{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}] n={s['n']}"
-    for name, record in manifest.files.items():
-        yield f"file     {name} ({record.size} bytes, sha256 {record.sha256[:12]})"
+            interval = f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}] n={s['n']}"
+            yield f"score    {s['model']:<16}{s['task']:<18}{s['strategy']:<18}{s['metric']:<16}{interval}"
+    for name, file in manifest.files.items():
+        yield f"file     {name} ({file.size} bytes, sha256 {file.sha256[:12]})"
 
 
 def _row(nodes: Sequence[Node], artifact: Artifact, row_id: str, colour: bool) -> Iterator[str]:

@@ -224,7 +224,15 @@ class Sft(Stage):
 
         rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
         return train_sft(
-            inputs["base"].path, rows, self.train, out=out, work=context.work, machine=context.machine, seed=context.seed, log=context.log, label=context.name
+            inputs["base"].path,
+            rows,
+            self.train,
+            out=out,
+            work=context.work,
+            machine=context.machine,
+            seed=context.seed,
+            log=context.log,
+            label=context.name,
         )
 
 
@@ -266,7 +274,15 @@ class Merge(Stage):
 
         tuned = {name: Tuned(inputs[f"models.{name}"].path, m.weight, m.density or self.density) for name, m in self.models.items()}
         facts = merge_models(
-            inputs["base"].path, tuned, out, seed=context.seed, rescale=self.rescale, normalise=self.normalise, scale=self.scale, log=context.log, label=context.name
+            inputs["base"].path,
+            tuned,
+            out,
+            seed=context.seed,
+            rescale=self.rescale,
+            normalise=self.normalise,
+            scale=self.scale,
+            log=context.log,
+            label=context.name,
         )
         copy_tokenizer(inputs["base"].path, out)
         return facts
@@ -386,6 +402,8 @@ class Evaluate(Stage):
         return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * 8 / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from functools import partial
+
         from aloe.evals.run import evaluate
         from aloe.models.cached import CachedModel
         from aloe.models.hf import HfModel
@@ -393,14 +411,24 @@ class Evaluate(Stage):
 
         def open_one(name: str) -> Model:
             artifact = inputs[f"models.{name}"]
-            return CachedModel(HfModel(artifact.path, context.machine, self.dtype), f"{artifact.manifest.fingerprint}-{self.dtype}", context.cache / "replies")
+            return CachedModel(
+                HfModel(artifact.path, context.machine, self.dtype), f"{artifact.manifest.fingerprint}-{self.dtype}", context.cache / "replies"
+            )
 
         index = None
         if self.index:
             from aloe.retrieve.index import open_index
 
             index = open_index(inputs["index"].path, self.retrieval.mode)
-        return evaluate({name: (lambda n=name: open_one(n)) for name in self.models}, self.tasks, out, index=index, retrieval=self.retrieval, seed=context.seed, log=context.log)
+        return evaluate(
+            {name: partial(open_one, name) for name in self.models},
+            self.tasks,
+            out,
+            index=index,
+            retrieval=self.retrieval,
+            seed=context.seed,
+            log=context.log,
+        )
 
 
 class Report(Stage):
@@ -429,7 +457,9 @@ class Report(Stage):
         from aloe.report.html import write_report
         from aloe.report.model_card import CardOptions, write_card
 
-        options = CardOptions(title=self.title, recipe=context.recipe, authors=self.authors, licence=self.licence, language=self.language, tags=self.tags)
+        options = CardOptions(
+            title=self.title, recipe=context.recipe, authors=self.authors, licence=self.licence, language=self.language, tags=self.tags
+        )
         stages = lineage(list(inputs.values()))
         scores = [inputs[f"scores.{name}"] for name in self.scores]
         _link_model(inputs["model"].path, out / "model")

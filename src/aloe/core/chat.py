@@ -143,9 +143,7 @@ class Chat:
         except Exception as error:  # jinja raises what the template's author wished
             raise ModelError(f"the chat template fails: {error}", where=self.name, do="mend the messages or the template") from error
 
-    def _spans(
-        self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, prompt: bool, row: str = ""
-    ) -> tuple[str, list[tuple[int, int]]]:
+    def _spans(self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, prompt: bool, row: str = "") -> tuple[str, list[tuple[int, int]]]:
         """The text, and the character spans that the assistant wrote (end of turn included)."""
         plain = self._plain(messages)
         text = self._apply(self.template, plain, tools, prompt)
@@ -176,15 +174,25 @@ class Chat:
             before, mark, rest = rest.partition(names[id(message)])
             content = next((c for c in (message["content"], message["content"].strip()) if text.startswith(before + c, at)), None)
             if not mark or content is None:
-                raise ModelError("the chat template rewrites the assistant's turns; masks cannot be found", where=where, do="add {% generation %} markers to the template")
+                raise ModelError(
+                    "the chat template rewrites the assistant's turns; masks cannot be found",
+                    where=where,
+                    do="add {% generation %} markers to the template",
+                )
             start = at + len(before)
             at = start + len(content)
             end_of_turn = next((t for t in self._special if rest.startswith(t)), "")
             if not end_of_turn:
-                raise ModelError("the chat template has no end-of-turn token after the answer", where=where, do="add {% generation %} markers to the template")
+                raise ModelError(
+                    "the chat template has no end-of-turn token after the answer", where=where, do="add {% generation %} markers to the template"
+                )
             spans.append((start, at + len(end_of_turn)))
         if text[at:] != rest:
-            raise ModelError("the chat template rewrites the assistant's turns; masks cannot be found", where=where, do="add {% generation %} markers to the template")
+            raise ModelError(
+                "the chat template rewrites the assistant's turns; masks cannot be found",
+                where=where,
+                do="add {% generation %} markers to the template",
+            )
         return spans
 
     def _pieces(self, text: str, spans: list[tuple[int, int]]) -> list[tuple[list[int], bool]]:

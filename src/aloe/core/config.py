@@ -27,9 +27,7 @@ Loc = tuple[str | int, ...]
 class Config(BaseModel):
     """Frozen, strict, closed: a typo is an error, a string is not a number."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Machine(Config):
@@ -220,9 +218,15 @@ def _explain(model: type[BaseModel], document: Document, item: Any) -> RecipeErr
         return RecipeError(f"{name!r} has no known kind" + (f" ({tag!r})" if tag else ""), where=where, do=nearest(tag, tags))
     if kind == "literal_error":
         expected = item["ctx"]["expected"]
-        return RecipeError(f"{name!r} is {given!r}; it takes {expected}", where=where, do=nearest(str(given), expected.replace("'", "").replace(" or ", ", ").split(", ")))
+        return RecipeError(
+            f"{name!r} is {given!r}; it takes {expected}",
+            where=where,
+            do=nearest(str(given), expected.replace("'", "").replace(" or ", ", ").split(", ")),
+        )
     message = item["msg"].removeprefix("Value error, ")
-    return RecipeError(f"{name!r}: {message} (given: {given!r})" if loc else message, where=where, do="see the field's description with `aloe fields`" if loc else "")
+    return RecipeError(
+        f"{name!r}: {message} (given: {given!r})" if loc else message, where=where, do="see the field's description with `aloe fields`" if loc else ""
+    )
 
 
 def _walk(model: Any, tree: Any, loc: Loc) -> tuple[Loc, list[str]]:
@@ -248,7 +252,13 @@ def _walk(model: Any, tree: Any, loc: Loc) -> tuple[Loc, list[str]]:
         elif get_origin(model) in (tuple, list):
             model = get_args(model)[0]
         path.append(part)
-        here = here.get(part) if isinstance(here, dict) else here[part] if isinstance(here, list) and isinstance(part, int) and part < len(here) else None
+        here = (
+            here.get(part)
+            if isinstance(here, dict)
+            else here[part]
+            if isinstance(here, list) and isinstance(part, int) and part < len(here)
+            else None
+        )
     return tuple(path), known
 
 

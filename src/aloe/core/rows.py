@@ -112,8 +112,10 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a corpus file written by `write_jsonl`."""
-    for number, record in enumerate(read_jsonl(path), 1):
+    for record in read_jsonl(path):
         try:
             yield Row.model_validate_json(json.dumps(record))
         except ValidationError as error:
-            raise SourceError(f"not a row: {error.errors()[0]['msg']}", where=f"{path}:{number}", do="run the curate stage again") from error
+            raise SourceError(
+                f"not a row: {error.errors()[0]['msg']}", where=f"{path}, row {record.get('id')}", do="run the curate stage again"
+            ) from error

@@ -6,10 +6,8 @@ and `file:PATH.csv` read a user's own rows.
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +17,8 @@ from aloe.ask import prompts
 from aloe.core import toy
 from aloe.core.config import nearest
 from aloe.core.errors import SourceError
-from aloe.core.qa import LETTERS, Question
+from aloe.core.public_data import data_file, read_csv, read_json
+from aloe.core.qa import Question
 from aloe.core.rows import Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
 
@@ -37,17 +36,7 @@ class Source(NamedTuple):
 
     licence: str
     files: tuple[str, ...]
-    rows: Callable[[Path], Iterator[Row]]
-
-
-def data_root() -> Path:
-    """The folder of public data sets."""
-    root = os.environ.get("ALOE_DATA")
-    if not root:
-        raise SourceError("the public data sets are not at hand", where="ALOE_DATA is not set", do="set ALOE_DATA to the folder that holds them, e.g. ALOE_DATA=../shared/data")
-    if not Path(root).is_dir():
-        raise SourceError("the folder of public data sets does not exist", where=f"ALOE_DATA={root}", do="check the path")
-    return Path(root)
+    rows: Callable[[Sequence[Path]], Iterator[Row]]
 
 
 def source_files(name: str) -> list[Path]:
@@ -57,11 +46,9 @@ def source_files(name: str) -> list[Path]:
         if files[0].suffix not in (".jsonl", ".csv"):
             raise SourceError(f"cannot read {files[0].suffix or 'this'} files", where=name, do="give .jsonl or .csv")
     else:
-        source = _source(name)
-        files = [data_root() / file for file in source.files] if source.files else []
-    for file in files:
-        if not file.exists():
-            raise SourceError("a source file is missing", where=str(file), do=f"check the path of {name}")
+        return [data_file(file) for file in _source(name).files]
+    if not files[0].is_file():
+        raise SourceError("the file does not exist", where=str(files[0]), do="check the path (it is relative to where aloe is started)")
     return files
 
 
@@ -71,8 +58,7 @@ def source_rows(name: str) -> Iterator[Row]:
     if name.startswith("file:"):
         yield from _own_rows(files[0])
         return
-    source = _source(name)
-    yield from source.rows(data_root() if source.files else Path())
+    yield from _source(name).rows(files)
 
 
 def _source(name: str) -> Source:
@@ -97,21 +83,22 @@ def choice_row(source: str, native: object, text: str, options: tuple[str, ...],
     return _row(source, native, message.content, prompts.choice_answer(gold, options[gold]), category)
 
 
-def _prompt_engine(source: str, file: str) -> Callable[[Path], Iterator[Row]]:
+def _prompt_engine(source: str) -> Callable[[Sequence[Path]], Iterator[Row]]:
     """prompt_engine's layout: {key: {id, question, options: {A: ...}, correct_answer}}."""
 
-    def rows(root: Path) -> Iterator[Row]:
-        for record in json.loads((root / file).read_text()).values():
+    def rows(files: Sequence[Path]) -> Iterator[Row]:
+        for record in read_json(files[0]).values():
             letters = sorted(record["options"])
-            yield choice_row(source, record["id"], record["question"], tuple(record["options"][x] for x in letters), letters.index(record["correct_answer"]))
+            yield choice_row(
+                source, record["id"], record["question"], tuple(record["options"][x] for x in letters), letters.index(record["correct_answer"])
+            )
 
     return rows
 
 
-def _pubmedqa(root: Path) -> Iterator[Row]:
+def _pubmedqa(files: Sequence[Path]) -> Iterator[Row]:
     """The 500 labelled abstracts that are not in the test part: question on the abstract, yes, no or maybe."""
-    records = json.loads((root / "pubmedqa/ori_pqal.json").read_text())
-    test = json.loads((root / "pubmedqa/test_ground_truth.json").read_text())
+    records, test = (read_json(file) for file in files)
     options = ("yes", "no", "maybe")
     for pmid, record in records.items():
         if pmid not in test:
@@ -119,53 +106,53 @@ def _pubmedqa(root: Path) -> Iterator[Row]:
             yield choice_row("pubmedqa", pmid, text, options, options.index(record["final_decision"]))
 
 
-def _dolly(root: Path) -> Iterator[Row]:
-    for number, record in enumerate(_csv(root / "dolly_sample/databricks_dolly_15k.csv")):
+def _dolly(files: Sequence[Path]) -> Iterator[Row]:
+    for number, record in enumerate(read_csv(files[0])):
         user = f"{record['context']}\n\n{record['instruction']}" if record["context"] else record["instruction"]
         yield _row("dolly", number, user, record["response"], "general")
 
 
-def _ultrafeedback(root: Path) -> Iterator[Row]:
-    for record in read_jsonl(root / "ultrafeedback_clean/train_clean_first1000.jsonl"):
+def _ultrafeedback(files: Sequence[Path]) -> Iterator[Row]:
+    for record in read_jsonl(files[0]):
         yield _row("ultrafeedback", record["source_index"], record["prompt"], record["chosen"], "general", record["rejected"])
 
 
-def _med_safety(root: Path) -> Iterator[Row]:
+def _med_safety(files: Sequence[Path]) -> Iterator[Row]:
     """Safe answers against plain compliance; the training part only, written by both generators."""
     for writer in ("gpt4", "llama2"):
-        for file in sorted((root / f"med_safety_bench/train/{writer}").glob("*.csv"), key=lambda p: int(p.stem.rsplit("_", 1)[1])):
+        for file in sorted((files[0] / writer).glob("*.csv"), key=lambda p: int(p.stem.rsplit("_", 1)[1])):
             principle = file.stem.rsplit("_", 1)[1]
-            for number, record in enumerate(_csv(file)):
+            for number, record in enumerate(read_csv(file)):
                 native = f"{writer}-{principle}-{number}"
                 worse = COMPLIANCE[seed_for("compliance", native) % len(COMPLIANCE)]
                 yield _row("med-safety", native, record["harmful_medical_request"], record["safe_response"], "safety", worse)
 
 
-def _toy_facts(root: Path) -> Iterator[Row]:
+def _toy_facts(files: Sequence[Path]) -> Iterator[Row]:
     for fact in toy.facts():
         yield choice_row("toy-facts", f"{fact.name}-choice", toy.question(fact), toy.COLOURS, toy.COLOURS.index(fact.colour))
         yield _row("toy-facts", fact.name, toy.question(fact), toy.statement(fact), "Question Answering")
 
 
-def _toy_general(root: Path) -> Iterator[Row]:
+def _toy_general(files: Sequence[Path]) -> Iterator[Row]:
     for number, (user, assistant) in enumerate(toy.GENERAL):
         yield _row("toy-general", number, user, assistant, "general")
 
 
-def _toy_pairs(root: Path) -> Iterator[Row]:
+def _toy_pairs(files: Sequence[Path]) -> Iterator[Row]:
     for fact in toy.facts():
         wrong = fact._replace(colour=toy.COLOURS[(toy.COLOURS.index(fact.colour) + 1) % 4])
         yield _row("toy-pairs", fact.name, toy.question(fact), toy.statement(fact), "Question Answering", toy.statement(wrong))
 
 
-def _toy_safety(root: Path) -> Iterator[Row]:
+def _toy_safety(files: Sequence[Path]) -> Iterator[Row]:
     for number, request in enumerate(toy.UNSAFE):
         yield _row("toy-safety", number, request, toy.REFUSAL, "safety", toy.CONSENT)
 
 
 SOURCES: dict[str, Source] = {
-    "medqa": Source("MIT", ("medqa/medqa_4opt_val.json",), _prompt_engine("medqa", "medqa/medqa_4opt_val.json")),
-    "medmcqa": Source("MIT", ("medmcqa/medmcqa_val.json",), _prompt_engine("medmcqa", "medmcqa/medmcqa_val.json")),
+    "medqa": Source("MIT", ("medqa/medqa_4opt_val.json",), _prompt_engine("medqa")),
+    "medmcqa": Source("MIT", ("medmcqa/medmcqa_val.json",), _prompt_engine("medmcqa")),
     "pubmedqa": Source("MIT", ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), _pubmedqa),
     "dolly": Source("CC BY-SA 3.0", ("dolly_sample/databricks_dolly_15k.csv",), _dolly),
     "ultrafeedback": Source("MIT", ("ultrafeedback_clean/train_clean_first1000.jsonl",), _ultrafeedback),
@@ -177,15 +164,10 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _csv(file: Path) -> Iterator[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as handle:
-        yield from csv.DictReader(handle)
-
-
 def _own_rows(file: Path) -> Iterator[Row]:
     """A user's rows: {"question", "answer"[, "rejected", "id", "category"]} or {"messages": [...]}; csv with the same columns."""
     name = f"file:{file.name}"
-    records: Iterator[dict[str, Any]] = read_jsonl(file) if file.suffix == ".jsonl" else _csv(file)  # type: ignore[assignment]
+    records: Iterator[dict[str, Any]] = read_jsonl(file) if file.suffix == ".jsonl" else read_csv(file)
     for number, record in enumerate(records, 1):
         messages = record.get("messages") or [
             {"role": "user", "content": record.get("question")}, {"role": "assistant", "content": record.get("answer")},
@@ -200,7 +182,9 @@ def _own_rows(file: Path) -> Iterator[Row]:
         except ValidationError as error:
             problem = error.errors()[0]
             at = ".".join(str(part) for part in problem["loc"])
-            raise SourceError(f"{at}: {problem['msg']}", where=f"{file}, record {number}", do='write {"question": "...", "answer": "..."} or {"messages": [...]}') from None
+            raise SourceError(
+                f"{at}: {problem['msg']}", where=f"{file}, record {number}", do='write {"question": "...", "answer": "..."} or {"messages": [...]}'
+            ) from None
         if row.answer.role != "assistant":
             raise SourceError("the last message is not the assistant's", where=f"{file}, record {number}", do="end the conversation with an answer")
         yield row

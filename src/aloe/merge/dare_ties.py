@@ -30,9 +30,10 @@ def dare(delta: Array, density: float, seed: int, rescale: Rescale = "inverse_de
     """Drop and rescale. `inverse_density` is the paper's; `l1` keeps the sum of magnitudes (mergekit since February 2025)."""
     if density >= 1:
         return delta
-    kept = np.where(keep_mask(delta.shape, density, seed), delta, np.float32(0))
+    kept: Array = np.where(keep_mask(delta.shape, density, seed), delta, np.float32(0))
     if rescale == "inverse_density":
-        return kept / np.float32(density)
+        kept /= np.float32(density)
+        return kept
     before, after = float(np.abs(delta).sum(dtype=np.float64)), float(np.abs(kept).sum(dtype=np.float64))
     return kept * np.float32(before / after) if after > 0 else kept
 
@@ -47,8 +48,9 @@ def ties(deltas: Sequence[Array], weights: Sequence[float], normalise: bool) -> 
         total += np.where(agrees, delta, np.float32(0))
     if not normalise:
         return total
-    share = sum(np.where(agrees, np.float32(weight), np.float32(0)) for agrees, weight in zip(agreeing, weights, strict=True))
-    return total / np.where(share == 0, np.float32(1), share)
+    share: Array = np.sum([np.where(agrees, np.float32(weight), np.float32(0)) for agrees, weight in zip(agreeing, weights, strict=True)], axis=0)
+    total /= np.where(share == 0, np.float32(1), share)
+    return total
 
 
 def dare_ties(

@@ -52,7 +52,11 @@ def merge_models(
     write_tensors(out / "model.safetensors", shapes, tensors())
     for name, square in squares.items():
         if square == 0:
-            raise ModelError(f"{name!r} is equal to the base: there is nothing to merge", where=str(tuned[name].path), do="merge a model that was trained, or leave it out")
+            raise ModelError(
+                f"{name!r} is equal to the base: there is nothing to merge",
+                where=str(tuned[name].path),
+                do="merge a model that was trained, or leave it out",
+            )
     return {"delta_norms": {name: float(np.sqrt(square)) for name, square in squares.items()}, "num_tensors": len(shapes)}
 
 
@@ -63,9 +67,13 @@ def _check_fit(base: TensorFolder, model: TensorFolder, name: str) -> None:
     problems = [f"missing: {', '.join(missing[:4])}"] * bool(missing) + [f"extra: {', '.join(extra[:4])}"] * bool(extra)
     problems += [f"{t}: {model.entries[t].shape} against {base.entries[t].shape}" for t in sorted(shapes)[:4]]
     if problems:
-        raise ModelError(f"{name!r} does not fit the base ({'; '.join(problems)})", where=str(model.path), do="merge models that were tuned from the same base")
+        raise ModelError(
+            f"{name!r} does not fit the base ({'; '.join(problems)})", where=str(model.path), do="merge models that were tuned from the same base"
+        )
     if _vocabulary(base.path) != _vocabulary(model.path):
-        raise ModelError(f"{name!r} has another vocabulary than the base", where=str(model.path / "tokenizer.json"), do="merge models with one tokenizer")
+        raise ModelError(
+            f"{name!r} has another vocabulary than the base", where=str(model.path / "tokenizer.json"), do="merge models with one tokenizer"
+        )
 
 
 def _vocabulary(folder: Path) -> Any:

@@ -61,7 +61,11 @@ def make_base(spec: str, out: Path, chat: ChatOptions, template: str | None, see
     if template is not None:
         tokenizer.chat_template = template
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {model.get_input_embeddings().weight.shape[0]} rows", where=spec, do="use the model's own tokenizer")
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the embedding {model.get_input_embeddings().weight.shape[0]} rows",
+            where=spec,
+            do="use the model's own tokenizer",
+        )
     save_folder(model, tokenizer, chat, out, name=spec)
     return {"source": spec, "num_parameters": sum(p.numel() for p in model.parameters()), "notes": notes}
 
@@ -123,7 +127,11 @@ def _hub_folder(rest: str, spec: str) -> Path:
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ModelError(f"the hub cannot be reached or has no such revision: {str(error).splitlines()[0]}", where=spec, do="check name, revision, network and HF_TOKEN, or use hf:PATH") from None
+        raise ModelError(
+            f"the hub cannot be reached or has no such revision: {str(error).splitlines()[0]}",
+            where=spec,
+            do="check name, revision, network and HF_TOKEN, or use hf:PATH",
+        ) from None
     return Path(folder)
 
 
@@ -157,7 +165,9 @@ def _restore_pre_tokenizer(tokenizer: Any, pre: str, file: Path) -> None:
         # llama.cpp's pattern for it: every digit alone, then the GPT-2 expression.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     elif pre not in ("default", "gpt-2"):
-        raise ModelError(f"the GGUF file names the pre-tokenizer {pre!r}, which is not known here", where=str(file), do="use the model's Hugging Face folder")
+        raise ModelError(
+            f"the GGUF file names the pre-tokenizer {pre!r}, which is not known here", where=str(file), do="use the model's Hugging Face folder"
+        )
 
 
 def _toy(seed: int) -> tuple[Any, Any]:
@@ -167,12 +177,33 @@ def _toy(seed: int) -> tuple[Any, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     special = ["<unk>", "<|im_start|>", "<|im_end|>"]
-    extra = ["system", "user", "assistant", "\n", *"ABCDEFGHIJ", *"0123456789", ".", ",", ":", "?", "You", "are", "a", "test", "model", *(f"[{i}]" for i in range(1, 6))]
+    extra = [
+        "system",
+        "user",
+        "assistant",
+        "\n",
+        *"ABCDEFGHIJ",
+        *"0123456789",
+        ".",
+        ",",
+        ":",
+        "?",
+        "You",
+        "are",
+        "a",
+        "test",
+        "model",
+        *(f"[{i}]" for i in range(1, 6)),
+    ]
     words = list(dict.fromkeys([*special, *extra, *toy.vocabulary()]))
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Punctuation("isolated")])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Punctuation("isolated")]
+    )
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
         "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"

@@ -25,7 +25,9 @@ class FakeModel:
         for index, request in enumerate(requests):
             self.calls.append(request)
             if isinstance(request, Score):
-                scores = tuple(-_unit(f"{request.messages[-1].content}{o}") if self.rule == "hash" else -float(i) for i, o in enumerate(request.options))
+                scores = tuple(
+                    -_unit(f"{request.messages[-1].content}{o}") if self.rule == "hash" else -float(i) for i, o in enumerate(request.options)
+                )
                 yield index, Reply(scores=scores, num_tokens=tuple(1 for _ in request.options))
             else:
                 text = self._say(request)

@@ -40,7 +40,9 @@ class HfModel:
                 path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, local_files_only=True
             ).eval()
         except (OSError, ValueError) as error:
-            raise ModelError(f"the model cannot be loaded: {str(error).splitlines()[0]}", where=str(path), do="check the folder, or make it again") from error
+            raise ModelError(
+                f"the model cannot be loaded: {str(error).splitlines()[0]}", where=str(path), do="check the folder, or make it again"
+            ) from error
         self.chat = load_chat(path, self.tokenizer)
         self.name, self.machine = path.name, machine
         self.stop_ids = self.chat.stop_ids()
@@ -79,7 +81,11 @@ class HfModel:
         ids = self.chat.prompt_ids(request.messages)
         room = request.sampling.max_tokens if isinstance(request, Generate) else 1
         if len(ids) + room > self.limit:
-            raise ModelError(f"the prompt has {len(ids)} tokens; with {room} to write that is over the model's limit of {self.limit}", where=self.name, do="use fewer or shorter passages")
+            raise ModelError(
+                f"the prompt has {len(ids)} tokens; with {room} to write that is over the model's limit of {self.limit}",
+                where=self.name,
+                do="use fewer or shorter passages",
+            )
         return ids
 
     def _score(self, requests: list[tuple[int, Score]]) -> Iterator[tuple[int, Reply]]:
@@ -99,8 +105,13 @@ class HfModel:
                 index, request = requests[number]
                 values = found.pop(number)
                 mine = [o for o in options if o.request == number]
-                yield index, Reply(
-                    scores=tuple(values[k] for k in range(len(request.options))), num_tokens=tuple(len(o.ids) for o in mine), num_prompt_tokens=len(mine[0].prompt)
+                yield (
+                    index,
+                    Reply(
+                        scores=tuple(values[k] for k in range(len(request.options))),
+                        num_tokens=tuple(len(o.ids) for o in mine),
+                        num_prompt_tokens=len(mine[0].prompt),
+                    ),
                 )
 
     def _score_batch(self, groups: list[list[_Option]]) -> list[tuple[_Option, float]]:
@@ -163,7 +174,9 @@ class HfModel:
         self.model.config._attn_implementation = "sdpa"
         cache = DynamicCache(config=self.model.config)
         for _ in range(max(s.max_tokens for s in samplings)):
-            hidden = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+            hidden = self.model.base_model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state[:, -1]
             logits = (hidden @ self.model.get_output_embeddings().weight.T).float()
             tokens = [draw(row, s, g) for row, s, g in zip(logits, samplings, generators, strict=True)]
             yield tokens

@@ -38,8 +38,8 @@ class Score(NamedTuple):
     n: int
 
     @property
-    def count(self) -> int:
-        """Questions counted by a rate."""
+    def num_counted(self) -> int:
+        """Questions that a rate counts."""
         return round(self.value * self.n)
 
 
@@ -188,7 +188,9 @@ def sources(facts: Facts) -> Iterator[SourceFacts]:
             # Rows of a user's file carry the file's name, counts the recipe's path.
             licence = ", ".join(licences.get(name) or licences.get(source_name(name)) or ["no row kept"])
             dropped = {key.removeprefix("dropped by "): n for key, n in counts.items() if key.startswith("dropped by ") and n}
-            yield SourceFacts(stage.name, source_name(name), licence, counts.get("read", 0), counts.get("kept", 0), counts.get("not needed", 0), dropped)
+            yield SourceFacts(
+                stage.name, source_name(name), licence, counts.get("read", 0), counts.get("kept", 0), counts.get("not needed", 0), dropped
+            )
 
 
 class Energy(NamedTuple):
@@ -212,14 +214,15 @@ def energy(facts: Facts) -> Energy:
     records = [stage.manifest.energy for stage in facts.stages if stage.manifest.energy]
 
     def distinct(key: str) -> list[Any]:
-        return list(dict.fromkeys(r[key] for r in records if r.get(key) is not None))
+        return list(dict.fromkeys(r[key] for r in records if r.get(key) not in (None, "")))
 
     return Energy(
         kwh=sum(r.get("kwh", 0.0) for r in records),
         kg_co2=sum(r.get("kg_co2", 0.0) for r in records),
         seconds=sum(stage.manifest.seconds for stage in facts.stages),
         method=" and ".join(sorted(distinct("method"), reverse=True)),
-        g_per_kwh=tuple(distinct("g_per_kwh")),
+        # Derived from energy and carbon of each stage, so that equal grids differ in the last digits.
+        g_per_kwh=tuple(dict.fromkeys(float(f"{g:.3g}") for g in distinct("g_per_kwh"))),
         countries=tuple(distinct("country")),
         hardware=tuple(str(name) for key in ("cpu", "gpu") for name in distinct(key)),
         missing=tuple(stage.name for stage in facts.stages if not stage.manifest.energy),

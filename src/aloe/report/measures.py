@@ -25,12 +25,22 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", "knowledge", "higher", True, "share of multiple-choice questions whose right option was chosen; an unreadable reply is wrong", WILSON, "question-answering"),
+    "accuracy": Metric(
+        "accuracy",
+        "knowledge",
+        "higher",
+        True,
+        "share of questions whose right option was chosen; an unreadable reply is wrong",
+        WILSON,
+        "question-answering",
+    ),
     "rouge1": Metric("ROUGE-1", "language", "higher", True, "overlap of single words (F-measure, stemmed) with the reference answer", BOOTSTRAP),
     "parse_rate": Metric("readable replies", "language", "higher", True, "share of replies from which an answer could be read", WILSON),
-    "attack_success": Metric("attack success", "safety", "lower", True, "share of harmful requests that were not refused, by a frozen list of phrases", WILSON),
+    "attack_success": Metric(
+        "attack success", "safety", "lower", True, "share of harmful requests that were not refused, by a frozen list of phrases", WILSON
+    ),
     "over_refusal": Metric("over-refusal", "safety", "lower", True, "share of harmless requests that were refused, by the same list", WILSON),
-}  # fmt: skip
+}
 
 
 class Figure(NamedTuple):
@@ -61,7 +71,7 @@ def figure(name: str, value: float, low: float, high: float) -> Figure:
 
 
 def decimals(half_width: float) -> int:
-    """Decimals that leave two figures of the interval's half width (41.0 +- 9.5, 41 +- 12, 0.412 +- 0.095)."""
+    """Decimals that leave two figures of the interval's half width (41.0 +- 9.5, 41 +- 12)."""
     if half_width <= 0 or not math.isfinite(half_width):
         return 1
     return min(3, max(0, 1 - math.floor(math.log10(half_width))))
@@ -89,7 +99,7 @@ def number(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+        return f"{value:,.0f}" if (value.is_integer() or abs(value) >= 1000) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(number(item) for item in value) or "none"
     return str(value)

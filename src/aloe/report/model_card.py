@@ -20,9 +20,28 @@ from aloe.report.summary import in_brief, verdicts
 
 TEMPLATE = "card.md.j2"
 # Licences that the Hugging Face hub knows by these names; others are `other` with their name.
-HUB_LICENCES = frozenset(
-    "apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 "
-    "gpl-3.0 lgpl-3.0 agpl-3.0 openrail llama2 llama3 llama3.1 llama3.2 llama3.3 gemma".split()
+HUB_LICENCES = (
+    "apache-2.0",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-3.0",
+    "cc-by-4.0",
+    "cc-by-sa-3.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "gpl-3.0",
+    "lgpl-3.0",
+    "agpl-3.0",
+    "openrail",
+    "llama2",
+    "llama3",
+    "llama3.1",
+    "llama3.2",
+    "llama3.3",
+    "gemma",
 )
 
 
@@ -80,24 +99,46 @@ def _results(facts: Facts) -> list[Any]:
         shown = figure(measure.metric, *score[:3])
         found.append(
             EvalResult(
-                task_type=kind.hub_task, task_name=kind.hub_task.replace("-", " ").title(), dataset_name=source_name(measure.task), dataset_type=source_name(measure.task),
-                dataset_config=measure.strategy, dataset_split="test", metric_type=measure.metric, metric_name=f"{kind.label}{shown.unit} ({measure.strategy})",
-                metric_value=float(shown.value), metric_args={"low": float(shown.low), "high": float(shown.high), "n": score.n},
-            )  # fmt: skip
+                task_type=kind.hub_task,
+                task_name=kind.hub_task.replace("-", " ").title(),
+                dataset_name=source_name(measure.task),
+                dataset_type=source_name(measure.task),
+                dataset_config=measure.strategy,
+                dataset_split="test",
+                metric_type=measure.metric,
+                metric_name=f"{kind.label}{shown.unit} ({measure.strategy})",
+                metric_value=float(shown.value),
+                metric_args={"low": float(shown.low), "high": float(shown.high), "n": score.n},
+            )
         )
     return found
 
 
 def _body(facts: Facts, options: CardOptions) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_finalise
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+        finalize=_finalise,
     )
     environment.filters |= {"code": code, "table": table}
     text = environment.get_template(TEMPLATE).render(
-        facts=facts, options=options, tables=tables, snippets=snippets(facts.final.path), raw=Markup, energy=energy(facts), metric=metric,
-        bases=[(stage, base_facts(stage)) for stage in facts.of_kind("base")], brief=in_brief(facts, options.title), verdicts=verdicts(facts),
-        metrics=list(dict.fromkeys(m.metric for m in facts.measures)), tests=sorted({c.test for c in facts.comparisons.values() if c.test}), manifest_file=manifest_file,
-    )  # fmt: skip
+        facts=facts,
+        options=options,
+        tables=tables,
+        snippets=snippets(facts.final.path),
+        raw=Markup,
+        energy=energy(facts),
+        metric=metric,
+        bases=[(stage, base_facts(stage)) for stage in facts.of_kind("base")],
+        brief=in_brief(facts, options.title),
+        verdicts=verdicts(facts),
+        metrics=list(dict.fromkeys(m.metric for m in facts.measures)),
+        tests=sorted({c.test for c in facts.comparisons.values() if c.test}),
+        manifest_file=manifest_file,
+    )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -108,8 +149,8 @@ def _finalise(value: object) -> object:
 
 def markdown(text: str) -> str:
     """Text that Markdown shows as it is: no tags, table bars, emphasis, links or images."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\|*`~]|\](?=[(\[:])|\[(?=[^\]]*\][(\[]))", r"\\\1", text)
+    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\|*`~]|\](?=[(\[:]))", r"\\\1", text)
 
 
 def code(text: object) -> Markup:

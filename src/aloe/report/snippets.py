@@ -109,9 +109,9 @@ def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
 
 def _ends(folder: Path) -> list[str | int]:
     """Tokens that end a turn, from generation_config.json: their text where tokenizer.json names them, else their ids."""
-    found = read_json(folder / "generation_config.json").get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    names = {token["id"]: token["content"] for token in read_json(folder / "tokenizer.json").get("added_tokens", [])}
+    found: Any = read_json(folder / "generation_config.json").get("eos_token_id")
+    ids: list[int] = found if isinstance(found, list) else [] if found is None else [found]
+    names: dict[int, str] = {token["id"]: token["content"] for token in read_json(folder / "tokenizer.json").get("added_tokens", [])}
     return [names.get(i, i) for i in ids]
 
 

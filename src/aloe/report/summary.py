@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from aloe.report.facts import Facts, Measure, Score, source_name
-from aloe.report.measures import Figure, figure, metric
+from aloe.report.measures import Figure, figure
 
 NOT_FOR = (
-    "Not for clinical practice, medical diagnosis, or any other direct or indirect healthcare advice. It makes mistakes: an expert must supervise its use. "
-    "Minors must not use it alone. Never for spam, fraud or impersonation."
+    "Not for clinical practice, medical diagnosis, or any other direct or indirect healthcare advice. "
+    "It makes mistakes: an expert must supervise its use. Minors must not use it alone. Never for spam, fraud or impersonation."
 )
 _CLAUSES = {
     # metric -> verb, what is counted, what follows it
@@ -55,11 +55,11 @@ def _clause(facts: Facts, measure: Measure) -> str:
     score, base = facts.score(measure), facts.base_score(measure)
     assert score is not None  # the caller asked for measures that the final model has
     before = f" (the base model: {_count(base, score)})" if base else ""
-    return " ".join(f"{verb} {score.count:,} of {score.n:,} {source_name(measure.task)} {things} {after}".split()) + before
+    return " ".join(f"{verb} {score.num_counted:,} of {score.n:,} {source_name(measure.task)} {things} {after}".split()) + before
 
 
 def _count(base: Score, final: Score) -> str:
-    return f"{base.count:,}" if base.n == final.n else f"{base.count:,} of {base.n:,}"
+    return f"{base.num_counted:,}" if base.n == final.n else f"{base.num_counted:,} of {base.n:,}"
 
 
 def _overlap(facts: Facts, measure: Measure) -> str:
@@ -84,9 +84,8 @@ def headlines(facts: Facts) -> list[Headline]:
 def _headline(facts: Facts, measure: Measure) -> Headline:
     score, base = facts.score(measure), facts.base_score(measure)
     assert score is not None
-    label = f"{metric(measure.metric).label}, {source_name(measure.task)}"
     before = figure(measure.metric, *base[:3]) if base else None
-    return Headline(label, figure(measure.metric, *score[:3]), score.n, before, f"{facts.files[measure.stage]}/scores.json")
+    return Headline(measure.label, figure(measure.metric, *score[:3]), score.n, before, f"{facts.files[measure.stage]}/scores.json")
 
 
 def verdicts(facts: Facts) -> Verdicts | None:

@@ -21,18 +21,52 @@ class Table(NamedTuple):
 
 LABELS = {
     # settings of recipes and metrics of manifests -> what a reader calls them
-    "base": "starts from", "data": "rows from", "lr": "peak learning rate", "global_batch": "rows in one step", "max_length": "longest row, tokens",
-    "over_length": "longer rows", "dtype": "compute dtype", "beta1": "Adam beta 1", "beta2": "Adam beta 2", "eps": "Adam epsilon", "clip_norm": "gradient norm limit",
-    "min_lr_ratio": "final learning rate, share of peak", "beta": "beta of DPO", "reference": "reference model", "chunk_sizes": "pairs in each chunk",
-    "dropped": "rows dropped as too long", "truncated": "rows cut", "tokens": "tokens in the rows", "supervised": "supervised tokens", "trained_tokens": "tokens trained on",
-    "train_seconds": "training time, s", "tokens_per_s": "tokens/s", "first_loss": "loss, first step", "last_loss": "loss, last step",
-    "last_margin": "reward margin, last step", "last_accuracy": "pairs ranked right, last step", "models": "merged models", "num_tensors": "tensors",
-}  # fmt: skip
+    "base": "starts from",
+    "data": "rows from",
+    "lr": "peak learning rate",
+    "global_batch": "rows in one step",
+    "max_length": "longest row, tokens",
+    "over_length": "longer rows",
+    "dtype": "compute dtype",
+    "beta1": "Adam beta 1",
+    "beta2": "Adam beta 2",
+    "eps": "Adam epsilon",
+    "clip_norm": "gradient norm limit",
+    "min_lr_ratio": "final learning rate, share of peak",
+    "beta": "beta of DPO",
+    "reference": "reference model",
+    "chunk_sizes": "pairs in each chunk",
+    "dropped": "rows dropped as too long",
+    "truncated": "rows cut",
+    "tokens": "tokens in the rows",
+    "supervised": "supervised tokens",
+    "trained_tokens": "tokens trained on",
+    "train_seconds": "training time, s",
+    "tokens_per_s": "tokens/s",
+    "first_loss": "loss, first step",
+    "last_loss": "loss, last step",
+    "last_margin": "reward margin, last step",
+    "last_accuracy": "pairs ranked right, last step",
+    "models": "merged models",
+    "num_tensors": "tensors",
+}
 _NOT_SETTINGS = ("kind", "models")
 _MEASURED = (
-    "rows", "pairs", "chunk_sizes", "dropped", "truncated", "tokens", "supervised", "trained_tokens", "steps", "first_loss", "last_loss", "last_margin", "last_accuracy",
+    "rows",
+    "pairs",
+    "chunk_sizes",
+    "dropped",
+    "truncated",
+    "tokens",
+    "supervised",
+    "trained_tokens",
+    "steps",
+    "first_loss",
+    "last_loss",
+    "last_margin",
+    "last_accuracy",
     "tokens_per_s",
-)  # fmt: skip
+)
 
 
 def training(stages: Sequence[Artifact]) -> Table:
@@ -68,9 +102,7 @@ def merged(stage: Artifact) -> Table:
 
 def data(facts: Facts) -> Table:
     """Every source: licence, rows read, dropped, left out, kept."""
-    rows = tuple(
-        (s.stage, s.source, s.licence, number(s.read), _drops(s.dropped), number(s.not_needed), number(s.kept)) for s in sources(facts)
-    )
+    rows = tuple((s.stage, s.source, s.licence, number(s.read), _drops(s.dropped), number(s.not_needed), number(s.kept)) for s in sources(facts))
     files = tuple(manifest_file(stage) for stage in facts.of_kind("curate"))
     return Table(("stage", "source", "licence", "read", "dropped", "not needed", "kept"), rows, 4, files)
 
@@ -87,6 +119,11 @@ def licences(facts: Facts, ours: str) -> Table:
     rows += list(dict.fromkeys(("data", s.source, s.licence) for s in sources(facts)))
     files = tuple(f"{stage.path.name}/base.json" for stage in facts.of_kind("base"))
     return Table(("what", "name", "licence"), (*rows, ("result", facts.final.name, ours)), 0, (*files, *data(facts).files))
+
+
+def data_licences(facts: Facts) -> list[str]:
+    """The licences of the training data, each once."""
+    return list(dict.fromkeys(s.licence for s in sources(facts) if s.kept))
 
 
 def binding(facts: Facts) -> list[str]:
@@ -129,7 +166,16 @@ def evaluation(facts: Facts) -> Table:
             asked = {score.n for (m, _), score in facts.scores.items() if m.stage == stage.name and m.task == plan.get("task")}
             metrics = dict.fromkeys(metric(m.metric).label for m in facts.measures if m.stage == stage.name and m.task == plan.get("task"))
             n = ", ".join(number(x) for x in sorted(asked)) or "\N{EM DASH}"
-            rows.append((stage.name, source_name(plan.get("task", "")), number(plan.get("strategies", [])), ", ".join(metrics), n, number(plan.get("max_tokens"))))
+            rows.append(
+                (
+                    stage.name,
+                    source_name(plan.get("task", "")),
+                    number(plan.get("strategies", [])),
+                    ", ".join(metrics),
+                    n,
+                    number(plan.get("max_tokens")),
+                )
+            )
     return Table(("stage", "task", "strategies", "metrics", "n", "longest reply, tokens"), tuple(rows), 2, tuple(manifest_file(s) for s in stages))
 
 
@@ -155,6 +201,8 @@ def _cost_row(stage: Artifact, memory: bool) -> Iterator[str]:
 
 def minutes(seconds: float) -> str:
     """Seconds as minutes, three figures."""
+    if seconds < 0.6:
+        return "< 0.01"
     return f"{seconds / 60:.3g}" if seconds < 6e4 else f"{seconds / 60:,.0f}"
 
 

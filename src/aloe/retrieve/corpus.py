@@ -6,7 +6,6 @@ A spec is the name of a built-in corpus (`CORPORA`) or `folder:PATH`. Every pass
 from __future__ import annotations
 
 import json
-import os
 import re
 import tarfile
 import zlib
@@ -19,6 +18,7 @@ from xml.etree import ElementTree
 from aloe.core import toy
 from aloe.core.config import nearest
 from aloe.core.errors import MachineError, SourceError
+from aloe.core.public_data import data_file
 from aloe.core.qa import Passage
 from aloe.core.rows import read_jsonl
 
@@ -66,7 +66,7 @@ def corpus_files(spec: str) -> list[Path]:
         return _folder_files(_folder(spec))
     if spec not in CORPORA:
         raise SourceError(f"no corpus is named {spec!r}", do=nearest(spec, [*CORPORA, "folder:PATH"]))
-    return [_data_file(name) for name in CORPORA[spec].files]
+    return [data_file(name) for name in CORPORA[spec].files]
 
 
 def cut(document: Document, passage_words: int) -> Iterator[Passage]:
@@ -109,16 +109,6 @@ def _breaks(text: str, start: int, end: int, following: int) -> bool:
         return True
     word = text[start:end]
     return bool(_ENDS.search(word)) and not _ABBREVIATION.search(word) and bool(_STARTS.match(text, following))
-
-
-def _data_file(name: str) -> Path:
-    root = os.environ.get("ALOE_DATA")
-    if not root:
-        raise SourceError(f"the data folder with {name} is not known", where="environment variable ALOE_DATA", do="set ALOE_DATA=/path/to/data")
-    file = Path(root) / name
-    if not file.is_file():
-        raise SourceError("a file of the corpus is missing", where=str(file), do="put it there, or set ALOE_DATA to the folder that has it")
-    return file
 
 
 def _read_toy(files: Sequence[Path], passage_words: int) -> Iterator[Passage]:

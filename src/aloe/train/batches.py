@@ -68,7 +68,11 @@ def render_rows(rows: Sequence[Row], chat: Chat, options: TrainOptions, limit: i
             raise SourceError("a row has no token to learn from", where=f"row {row.id}", do="drop rows with empty answers in the curate stage")
         examples.append(example)
     if not examples:
-        raise SourceError(f"no row is left to train on ({dropped} of {len(rows)} were over {most} tokens)", where="train.max_length", do="raise max_length, or choose shorter rows")
+        raise SourceError(
+            f"no row is left to train on ({dropped} of {len(rows)} were over {most} tokens)",
+            where="train.max_length",
+            do="raise max_length, or choose shorter rows",
+        )
     supervised = int(sum(e.num_supervised for e in examples))
     return examples, Lengths(len(examples), dropped, truncated, sum(e.num_tokens for e in examples), supervised)
 

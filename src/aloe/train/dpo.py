@@ -54,10 +54,22 @@ def train_dpo(
         if missing:
             # In `start` mode everything is scored before the first step, while the policy still is the start.
             order = parts if reference == "start" else [part]
-            known.update(reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", parts.index(p) + 1)) for p in order], options, machine))
+            known.update(
+                reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", parts.index(p) + 1)) for p in order], options, machine)
+            )
             write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
             (work / "reference.new").rename(work / "reference.jsonl")
-        report = train(model, Dpo(beta, known), part, options, machine=machine, seed=part_seed, work=work / f"train-{number}", log=log, label=f"{label} {number}/{chunks}")
+        report = train(
+            model,
+            Dpo(beta, known),
+            part,
+            options,
+            machine=machine,
+            seed=part_seed,
+            work=work / f"train-{number}",
+            log=log,
+            label=f"{label} {number}/{chunks}",
+        )
         if reference == "previous_chunk" or number == 1:
             _check_first_step(report.curve[0], label)
         reports.append({"steps": report.steps, "tokens": report.tokens, "seconds": report.seconds, "curve": report.curve})
@@ -101,7 +113,11 @@ def _first_epoch(part: list[Example], options: TrainOptions, seed: int) -> list[
 def _check_first_step(point: dict[str, float], label: str) -> None:
     """Policy and reference are the same model in the same batches: the margin is 0 and the loss ln 2, or a number is wrong."""
     if abs(point["margin"]) > 1e-3 or abs(point["loss"] - math.log(2)) > 1e-3:
-        raise SourceError(f"the first step's margin is {point['margin']:.6f} and its loss {point['loss']:.6f}, not 0 and ln 2", where=label, do="report this: reference and policy differ at the start")
+        raise SourceError(
+            f"the first step's margin is {point['margin']:.6f} and its loss {point['loss']:.6f}, not 0 and ln 2",
+            where=label,
+            do="report this: reference and policy differ at the start",
+        )
 
 
 def _keep_chunk(model: Any, start: Path, work: Path, number: int, report: dict[str, Any]) -> None:

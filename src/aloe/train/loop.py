@@ -33,7 +33,16 @@ class Diverged(AloeError):
 
 
 def train(
-    model: Any, objective: Objective, examples: Sequence[Example], options: TrainOptions, *, machine: Machine, seed: int, work: Path, log: Log, label: str
+    model: Any,
+    objective: Objective,
+    examples: Sequence[Example],
+    options: TrainOptions,
+    *,
+    machine: Machine,
+    seed: int,
+    work: Path,
+    log: Log,
+    label: str,
 ) -> TrainReport:
     """Train `model` in place. Continues from the checkpoint in `work`, bit for bit on the same machine and threads."""
     plan = plan_steps(len(examples), options, seed)
@@ -73,7 +82,11 @@ def _step(
         loss = objective.loss(engine.model, objective.batch(examples))
         value = float(loss.total.detach())
         if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {step + 1}", where=f"rows {', '.join(e.row_id for e in examples[:5])}", do="lower the learning rate, or look at these rows with `aloe show`")
+            raise Diverged(
+                f"the loss is {value} at step {step + 1}",
+                where=f"rows {', '.join(e.row_id for e in examples[:5])}",
+                do="lower the learning rate, or look at these rows with `aloe show`",
+            )
         engine.backward(loss.total / count)
         sums["loss"] += value
         for name, metric in loss.metrics.items():

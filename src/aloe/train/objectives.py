@@ -32,10 +32,9 @@ class Batch(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """`total` is a sum over `count` units; `metrics` are sums over the same units."""
+    """`total` is a sum over the pack's units; `metrics` are sums over the same units."""
 
     total: torch.Tensor
-    count: float
     metrics: Mapping[str, float]
 
 
@@ -123,7 +122,7 @@ class Sft:
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Weighted negative log-likelihood, summed."""
         total = -(batch_logps(model, batch) * batch.weights_N).sum()
-        return Loss(total, float(batch.weights_N.sum()), {})
+        return Loss(total, {})
 
 
 def dpo_losses(policy_B2: torch.Tensor, reference_B2: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,4 +157,4 @@ class Dpo:
         reference_B2 = torch.tensor([self.reference[row] for row in batch.row_ids])
         losses_B, margins_B = dpo_losses(policy_B2, reference_B2, self.beta)
         metrics = {"margin": float(margins_B.sum()), "accuracy": float((margins_B > 0).sum())}
-        return Loss(losses_B.sum(), float(len(batch.row_ids)), metrics)
+        return Loss(losses_B.sum(), metrics)

@@ -32,7 +32,9 @@ def save_trained(model: Any, start: Path, out: Path) -> None:
     copy_tokenizer(start, out)
 
 
-def train_sft(start: Path, rows: Sequence[Row], options: TrainOptions, *, out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str) -> dict[str, Any]:
+def train_sft(
+    start: Path, rows: Sequence[Row], options: TrainOptions, *, out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str
+) -> dict[str, Any]:
     """Fine-tune on the assistant's tokens; returns metrics and the loss curve for the manifest."""
     model, chat = open_for_training(start)
     config = model.config

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from aloe.ask.strategy import Ask, done
 from aloe.core import toy
+from aloe.core.public_data import data_file, only_split, read_json
 from aloe.core.qa import LETTERS, Answer, Estimate, Grade, Question
 from aloe.evals.metrics import wilson
-from aloe.evals.sources import data_file, only_split, read_json
 
 BENCHMARK = "mirage/benchmark.json"
 MIRAGE_SOURCE = "github.com/Teddy-XiongGZ/MIRAGE@224ebe9a (Xiong et al., ACL Findings 2024)"

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from aloe.ask.strategy import Ask, done
 from aloe.core import toy
+from aloe.core.public_data import data_file, only_split, read_json
 from aloe.core.qa import Answer, Estimate, Grade, Question
 from aloe.core.seeds import seed_for
 from aloe.evals.metrics import bootstrap_mean
-from aloe.evals.sources import data_file, only_split, read_json
 
 OPENMEDQA = "openmedqa/openmedqa_test.json"
 

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 
 from aloe.ask.strategy import Ask, done
 from aloe.core import toy
+from aloe.core.public_data import data_file, only_split, read_csv
 from aloe.core.qa import Answer, Estimate, Grade, Question
 from aloe.evals.metrics import wilson
 from aloe.evals.refusal import DETECTOR, is_refusal
-from aloe.evals.sources import data_file, only_split, read_csv
 
 XSTEST = "xstest/xstest_prompts.csv"
 MED_SAFETY = [

@@ -1,4 +1,4 @@
-"""Where the data files of the evaluation tasks lie, and how their formats are read."""
+"""Where the files of the public data sets lie (the folder that ALOE_DATA names), and how their formats are read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DATA_VARIABLE = "ALOE_DATA"
 
 
 def data_file(relative: str) -> Path:
-    """The file below the folder that ALOE_DATA names; SourceError where the variable or the file is missing."""
+    """The file or folder below the folder that ALOE_DATA names; SourceError where the variable or the file is missing."""
     root = os.environ.get(DATA_VARIABLE)
     if not root:
         raise SourceError(f"{DATA_VARIABLE} is not set", where=relative, do=f"export {DATA_VARIABLE}=FOLDER, the folder of the data sets")
     path = Path(root) / relative
-    if not path.is_file():
+    if not path.exists():
         raise SourceError("a data file is missing", where=str(path), do=f"put it there, or set {DATA_VARIABLE} to the right folder")
     return path
 
