@@ -17,6 +17,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all artifacts.")]
 On = Annotated[Path | None, typer.Option("--on", help="Machine file; default: a laptop.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="stage.field=value ...", show_default=False)]
+StageName = Annotated[str, typer.Argument(help="Stage name.")]
+OtherRecipe = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; default: the last one run.")]
+RowId = Annotated[str | None, typer.Option("--row", help="Row or question id.")]
 DEFAULT_RUNS = Path("runs")
 
 NOTICE = (
@@ -67,15 +70,13 @@ def plan(
         cost = expected[node.name][1]
         total += 0 if node.done else cost.minutes
         why = "" if node.done else "; ".join(line.strip() for line in runner.explain(node, runs)[:3])
-        print(
-            f"{node.name:<16}{node.stage.kind:<10}{'done' if node.done else 'run':<8}{cost.minutes:>8.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}  {why}"
-        )
+        state = "done" if node.done else "run"
+        print(f"{node.name:<16}{node.stage.kind:<10}{state:<8}{cost.minutes:>8.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}  {why}")
     print(f"expected: {total:.0f} minutes on {machine.name}")
 
 
 @app.command()
-def why(stage: Annotated[str, typer.Argument(help="Stage name.")], runs: Runs = DEFAULT_RUNS, recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the last one run.")] = None,
-        overrides: Overrides = None) -> None:  # fmt: skip
+def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""
     from aloe import runner
 
@@ -86,8 +87,7 @@ def why(stage: Annotated[str, typer.Argument(help="Stage name.")], runs: Runs = 
 
 
 @app.command()
-def show(stage: Annotated[str, typer.Argument(help="Stage name.")], row: Annotated[str | None, typer.Option("--row", help="Row or question id.")] = None,
-         runs: Runs = DEFAULT_RUNS) -> None:  # fmt: skip
+def show(stage: StageName, row: RowId = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Show a stage, or every hop of one row with its tokens coloured by loss weight.  Example: aloe show corpus --row toy-facts/zorax"""
     from aloe.show import show_stage
 

@@ -197,8 +197,9 @@ def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, ru
     finally:
         energy = meter.stop()
     manifest = Manifest(
-        stage=node.name, kind=node.stage.kind, version=node.stage.version, fingerprint=node.fingerprint, recipe=recipe.name, seed=recipe.seed,
-        config=node.stage.model_dump(mode="json"), reads=node.meaning["reads"], files={}, metrics=_plain(metrics), code=_code(), libraries=_libraries(),
+        stage=node.name, kind=node.stage.kind, version=node.stage.version, fingerprint=node.fingerprint, recipe=recipe.name,
+        seed=recipe.seed, config=node.stage.model_dump(mode="json"), reads=node.meaning["reads"], files={}, metrics=_plain(metrics),
+        code=_code(), libraries=_libraries(),
         inputs={role: InputRecord(stage=ref.stage, fingerprint=by_name[ref.stage].fingerprint) for role, ref in node.stage.refs().items()},
         machine=_describe(machine), planned=cost._asdict(), seconds=time.monotonic() - started, energy=energy, resumed=resumed,
     )  # fmt: skip

@@ -173,9 +173,10 @@ def _own_rows(file: Path) -> Iterator[Row]:
             {"role": "user", "content": record.get("question")}, {"role": "assistant", "content": record.get("answer")},
         ]  # fmt: skip
         rejected = record.get("rejected") or None
+        worse = {"role": "assistant", "content": rejected} if isinstance(rejected, str) else rejected
         plain = {
             "id": f"{name}/{record.get('id') or number}", "messages": messages, "source": name, "licence": record.get("licence") or "own",
-            "category": record.get("category") or "Question Answering", "rejected": {"role": "assistant", "content": rejected} if isinstance(rejected, str) else rejected,
+            "category": record.get("category") or "Question Answering", "rejected": worse,
         }  # fmt: skip
         try:
             row = Row.model_validate_json(json.dumps(plain))

@@ -237,7 +237,7 @@ def resolved_recipe(facts: Facts, name: str, report: dict[str, Any]) -> str:
     from ruamel.yaml import YAML
 
     stages = {stage.name: stage.manifest.config for stage in facts.stages}
-    tree = {"name": name, "seed": facts.final.manifest.seed, "stages": {**stages, "report": report}}
+    tree = {"name": name, "seed": facts.final.manifest.seed, "stages": {**stages, "report" if "report" not in stages else "final-report": report}}
     yaml = YAML()
     yaml.width = 100
     yaml.indent(mapping=2, sequence=4, offset=2)

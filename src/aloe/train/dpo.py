@@ -79,9 +79,12 @@ def train_dpo(
     shutil.copyfile(work / "reference.jsonl", out / "reference.jsonl")
     curve = [point for r in reports for point in r["curve"]]
     seconds, tokens = sum(r["seconds"] for r in reports), sum(r["tokens"] for r in reports)
-    return {**lengths._asdict(), "pairs": len(examples), "chunk_sizes": [len(p) for p in parts], "steps": len(curve), "trained_tokens": tokens, "train_seconds": seconds,
-            "tokens_per_s": tokens / seconds, "first_loss": curve[0]["loss"], "last_loss": curve[-1]["loss"], "last_margin": curve[-1]["margin"],
-            "last_accuracy": curve[-1]["accuracy"], "curve": curve}  # fmt: skip
+    last = curve[-1]
+    return {
+        **lengths._asdict(), "pairs": len(examples), "chunk_sizes": [len(p) for p in parts], "steps": len(curve), "trained_tokens": tokens,
+        "train_seconds": seconds, "tokens_per_s": tokens / seconds, "first_loss": curve[0]["loss"], "last_loss": last["loss"],
+        "last_margin": last["margin"], "last_accuracy": last["accuracy"], "curve": curve,
+    }  # fmt: skip
 
 
 def split_chunks(examples: Sequence[Example], chunks: int, seed: int) -> list[list[Example]]:

@@ -41,5 +41,8 @@ def train_sft(
     examples, lengths = render_rows(rows, chat, options, config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
     report = train(model, Sft(), examples, options, machine=machine, seed=seed, work=work, log=log, label=label)
     save_trained(model, start, out)
-    return {**lengths._asdict(), "steps": report.steps, "trained_tokens": report.tokens, "train_seconds": report.seconds, "tokens_per_s": report.tokens / report.seconds,
-            "first_loss": report.curve[0]["loss"], "last_loss": report.curve[-1]["loss"], "curve": report.curve}  # fmt: skip
+    return {
+        **lengths._asdict(), "steps": report.steps, "trained_tokens": report.tokens, "train_seconds": report.seconds,
+        "tokens_per_s": report.tokens / report.seconds, "first_loss": report.curve[0]["loss"], "last_loss": report.curve[-1]["loss"],
+        "curve": report.curve,
+    }  # fmt: skip
