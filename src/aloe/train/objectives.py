@@ -156,5 +156,5 @@ class Dpo:
         policy_B2 = answer_logps(model, batch)
         reference_B2 = torch.tensor([self.reference[row] for row in batch.row_ids])
         losses_B, margins_B = dpo_losses(policy_B2, reference_B2, self.beta)
-        metrics = {"margin": float(margins_B.sum()), "accuracy": float((margins_B > 0).sum())}
+        metrics = {"margin": float(margins_B.detach().sum()), "accuracy": float((margins_B > 0).sum())}
         return Loss(losses_B.sum(), metrics)
