@@ -23,7 +23,7 @@ class Meter:
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
         self._machine = machine
         self._tracker: Any = OfflineEmissionsTracker(
-            country_iso_code=machine.country, save_to_file=False, log_level="critical", measure_power_secs=15, allow_multiple_runs=True
+            country_iso_code=machine.country, output_methods=[], log_level="critical", measure_power_secs=15, allow_multiple_runs=True
         )
 
     def start(self, name: str) -> None:

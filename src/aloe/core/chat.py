@@ -75,7 +75,9 @@ class Chat:
         self.template = tokenizer.chat_template
         if not isinstance(self.template, str) or not self.template:
             raise ModelError("there is no chat template", where=name, do="use an instruct model, or give base.chat_template")
-        self._special = sorted({t for t in tokenizer.all_special_tokens if t}, key=len, reverse=True)
+        # all_special_tokens has only those with a role (Llama 3's headers and Phi 3's <|end|> have none).
+        named = {*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)}
+        self._special = sorted((t for t in named if t), key=len, reverse=True)
         self._marked = marked_template(self.template)
 
     @property
@@ -127,9 +129,10 @@ class Chat:
 
     def _defuse(self, text: str) -> str:
         """Content is data: a special token spelt out in it must not become that token."""
+        text = text.replace(BEGIN, "").replace(END, "")  # first: they could stand inside a token's spelling
         for token in self._special:
             text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text.replace(BEGIN, "").replace(END, "")
+        return text
 
     def _apply(self, template: str, plain: list[dict[str, Any]], tools: Sequence[ToolSchema], prompt: bool) -> str:
         schemas = [{"type": "function", "function": tool.model_dump()} for tool in tools] or None

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from aloe.core.errors import RecipeError
 
@@ -143,7 +144,7 @@ def _plain(node: Any, loc: Loc, file: str, positions: dict[Loc, str]) -> Any:
         for key, value in node.items():
             if not isinstance(key, str):
                 raise RecipeError(f"the name {key!r} is not text", where=f"{file}:{node.lc.line + 1}:{node.lc.col + 1}", do="put it in quotes")
-            line, column = node.lc.key(key)
+            line, column = node.lc.key(key) if key in (node.lc.data or {}) else (node.lc.line, node.lc.col)  # merged in by `<<`
             positions[(*loc, key)] = f"{file}:{line + 1}:{column + 1}"
             out[key] = _plain(value, (*loc, key), file, positions)
         return out
@@ -152,6 +153,8 @@ def _plain(node: Any, loc: Loc, file: str, positions: dict[Loc, str]) -> Any:
             line, column = node.lc.item(index)
             positions[(*loc, index)] = f"{file}:{line + 1}:{column + 1}"
         return [_plain(value, (*loc, index), file, positions) for index, value in enumerate(node)]
+    if isinstance(node, ScalarBoolean):
+        return bool(node)  # a boolean with an anchor: an int to Python
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)
@@ -183,7 +186,7 @@ def _override(document: Document, text: str, under: str) -> None:
     path = [part for part in name.strip().split(".") if part]
     if not equals or not path:
         raise RecipeError("an override is written stage.field=value", where=where, do="for example sft.train.lr=1e-4")
-    stages = document.tree.get(under, {})
+    stages = found if isinstance(found := document.tree.get(under), dict) else {}
     if len(path) > 1:
         if path[0] not in stages:
             raise RecipeError(f"no stage is named {path[0]!r}", where=where, do=nearest(path[0], list(stages)))
@@ -198,7 +201,7 @@ def _override(document: Document, text: str, under: str) -> None:
         if not isinstance(node, dict):
             raise RecipeError(f"{key!r} has no fields", where=where, do=f"set it whole: {key}=...")
     node[path[-1]] = value
-    document.positions[tuple(path)] = where
+    document.positions.update(dict.fromkeys([tuple(path), *(loc for loc in document.positions if loc[: len(path)] == tuple(path))], where))
 
 
 def _explain(model: type[BaseModel], document: Document, item: Any) -> RecipeError:

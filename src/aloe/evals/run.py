@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -23,6 +23,7 @@ from aloe.evals.task import Task, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
 from aloe.models.model import Model, Reply, Request
 
+T = TypeVar("T")
 ANSWERS, SCORES, COMPARISONS = "answers.jsonl", "scores.json", "comparisons.json"
 Score = dict[str, Any]
 """A line of scores.json: model, task, strategy, metric, value, low, high, n."""
@@ -100,7 +101,7 @@ def evaluate(
     seed: int,
     log: Log = QUIET,
 ) -> dict[str, float]:
-    """Measure every model on every plan and compare neighbouring models, in the order given.
+    """Measure every model on every plan and compare neighbouring models in the order given, and the first with the last.
 
     Each model is opened when its turn comes and let go before the next. All answer the same questions. Writes answers.jsonl
     (one line a question, in the order of models, plans, strategies and question ids), scores.json and comparisons.json into
@@ -120,7 +121,7 @@ def evaluate(
     _write_json(out / SCORES, scores)
     _write_json(
         out / COMPARISONS,
-        [line for (a, of_a), (b, of_b) in pairwise(zip(models, values, strict=True)) for line in _compared(trials, a, of_a, b, of_b)],
+        [line for (a, of_a), (b, of_b) in _pairs(list(zip(models, values, strict=True))) for line in _compared(trials, a, of_a, b, of_b)],
     )
     main = {trial.task.metric for trial in trials}
     return {f"{s['model']} {s['task']} {s['strategy']} {s['metric']}": s["value"] for s in scores if s["metric"] in main}
@@ -200,6 +201,11 @@ def _record(graded: Graded) -> dict[str, Any]:
         "note": grade.note,
         "num_tokens": answer.num_tokens,
     }
+
+
+def _pairs(items: Sequence[T]) -> list[tuple[T, T]]:
+    """Neighbours, and the first with the last: what each stage changed, and what they changed together."""
+    return [*pairwise(items), *([(items[0], items[-1])] if len(items) > 2 else [])]
 
 
 def _compared(trials: Sequence[Trial], a: str, of_a: list[list[Record]], b: str, of_b: list[list[Record]]) -> Iterator[dict[str, Any]]:

@@ -86,7 +86,7 @@ def count_parameters(spec: str) -> int:
     """Parameters of a model, from the headers alone (tied embeddings counted once, as they are stored)."""
     source = locate(spec)
     if source is None:
-        return 32_000
+        return 80_000
     if source.suffix == ".gguf":
         from gguf import GGUFReader
 
@@ -210,7 +210,7 @@ def _toy(seed: int) -> tuple[Any, Any]:
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng():

@@ -24,7 +24,7 @@ class OneProcess:
             torch.set_num_threads(machine.threads)
         self.model = model.train()
         if machine.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self._compute = [p for p in model.parameters() if p.requires_grad]
         if options.dtype == "bf16":

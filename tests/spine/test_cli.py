@@ -1,0 +1,127 @@
+"""The command line as a user meets it: exit codes, three-line errors, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spine.conftest import REPO, TINY
+
+ALOE = [sys.executable, "-c", "from aloe.cli import main; main()"]
+
+
+def aloe(*words: str, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*ALOE, *words], capture_output=True, text=True, cwd=cwd, timeout=120, env={**os.environ, "NO_COLOR": "1"}, check=False)
+
+
+def refused(*words: str) -> str:
+    done = aloe(*words)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.startswith("aloe: ")
+    return done.stderr
+
+
+def test_a_typo_names_the_place_and_the_nearest_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(TINY.read_text().replace("density: 0.8", "densty: 0.8"))
+    line = next(n for n, text in enumerate(recipe.read_text().splitlines(), 1) if "densty" in text)
+    message = refused("run", str(recipe), "--runs", str(tmp_path / "runs"))
+    assert "densty" in message and f"{recipe}:{line}:5" in message and "did you mean 'density'?" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "recipes/tny.yaml"], "did you mean 'tiny.yaml'?"),
+        (["run", "recipes/tiny.yaml", "mergd.density=0.5"], "did you mean 'merged'?"),
+        (["run", "recipes/tiny.yaml", "merged.density=half"], "command line: merged.density=half"),
+        (["run", "recipes/tiny.yaml", "--until", "saef"], "did you mean 'safe'?"),
+        (["run", "recipes/tiny.yaml", "--on", "nowhere.yaml"], "nowhere.yaml"),
+        (["run"], "RECIPE"),
+        (["rum", "recipes/tiny.yaml"], "rum"),
+        (["why", "merged", "--runs", "no-runs"], "nothing has been run"),
+        (["verify", "no-runs"], "no such runs folder"),
+        (["ask", "hello", "--runs", "no-runs"], "nothing has been run"),
+        (["ask", "hello", "--model", "hf:/nowhere"], "/nowhere"),
+    ],
+)
+def test_misuse_is_told_in_words(words: list[str], expected: str) -> None:
+    assert expected in refused(*words)
+
+
+def test_help_comes_at_once_and_gives_an_example() -> None:
+    started = time.monotonic()
+    done = aloe("--help")
+    assert done.returncode == 0 and time.monotonic() - started < 0.5 * slowness()
+    for command in ("run", "plan", "why", "show", "verify", "ask", "doctor"):
+        assert command in done.stdout
+        assert f"Example: aloe {command}" in " ".join(aloe(command, "--help").stdout.split())
+
+
+def test_importing_the_recipe_leaves_torch_alone() -> None:
+    code = "import sys, time; t = time.time(); import aloe.recipe; print(time.time() - t, [m for m in ('torch', 'transformers', 'lancedb', 'datasets') if m in sys.modules])"
+    seconds, found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    assert found.strip() == "[]" and float(seconds) < 0.4 * slowness()
+
+
+def slowness() -> float:
+    """How much slower than alone this machine is now: the time of a bare interpreter against 25 ms, at least 1."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return max(1.0, (time.monotonic() - started) / 0.025)
+
+
+def test_a_finished_run_is_passed_over_in_seconds_and_ends_with_the_report(copied_runs: Path) -> None:
+    started = time.monotonic()
+    done = aloe("run", str(TINY), "--runs", str(copied_runs))
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 5
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("report: ") and Path(last.removeprefix("report: ")).is_file()
+
+
+def test_plan_why_show_and_verify_say_what_they_know(copied_runs: Path) -> None:
+    runs = ["--runs", str(copied_runs)]
+    plan = aloe("plan", str(TINY), "merged.density=0.6", *runs).stdout
+    assert "density: 0.8 -> 0.6" in plan and plan.count(" run ") == 5
+    assert "density: 0.8 -> 0.6" in aloe("why", "merged", "merged.density=0.6", *runs).stdout
+    shown = aloe("show", "facts", "--row", "toy-facts/zorax", *runs).stdout
+    assert "[red]" in shown and "[<|im_end|>]" in shown and "sft-medical" in shown
+    assert "did you mean" in refused("show", "facts", "--row", "toy-facts/zoraxx", *runs)
+    assert "attack_success" in aloe("show", "scores", *runs).stdout
+    question = json.loads(next((copied_runs).glob("scores-*/answers.jsonl")).read_text().splitlines()[0])["question"]
+    assert aloe("show", "scores", "--row", question, *runs).stdout.count("reply") >= 5
+    assert aloe("verify", str(copied_runs)).stdout.count("ok ") == 13
+
+
+def test_ask_answers_and_says_once_what_it_is_not_for(copied_runs: Path) -> None:
+    first = aloe("ask", "What colour is the pill zorax ?", "--runs", str(copied_runs), "--max-tokens", "8")
+    assert first.returncode == 0 and first.stdout.strip(), first.stderr
+    assert "not for clinical practice" in first.stderr
+    again = aloe("ask", "What colour is the pill zorax ?", "--runs", str(copied_runs), "--max-tokens", "8")
+    assert again.stdout == first.stdout and "not for clinical practice" not in again.stderr
+
+
+def test_doctor_finds_nothing_wrong_here() -> None:
+    done = aloe("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "telemetry: off" in done.stdout and "torch works" in done.stdout
+
+
+def test_ctrl_c_exits_130_and_keeps_what_was_finished(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    child = subprocess.Popen([*ALOE, "run", str(TINY), "--runs", str(runs)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=REPO)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(runs.glob("start-*/manifest.json")):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 130 and "Traceback" not in error and "interrupted" in error
+    assert list(runs.glob("start-*/manifest.json"))

@@ -1,0 +1,184 @@
+"""Every field of every stage does something: changed alone, it changes bytes of an output, or is refused.
+
+A field without an entry in CHANGES fails: whoever adds a field says here what it changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from aloe import runner
+from aloe.artifact import Artifact, HashMemo, read_manifest
+from aloe.core.config import Machine
+from aloe.core.errors import AloeError
+from aloe.core.log import QUIET
+from aloe.recipe import load_recipe
+from aloe.stages import AnyStage, Context
+from spine.conftest import TINY
+
+BASE = """
+name: fields
+seed: 17
+stages:
+  start: {kind: base, model: "toy:", name: toy, licence: Apache-2.0}
+  other: {kind: base, model: "toy:", name: toy, licence: Apache-2.0, chat: {system_prompt: You are a test model .}}
+  facts: {kind: curate, sources: {toy-facts: {n: 24}}, avoid: [toy-choice], max_characters: 400}
+  manners: {kind: curate, sources: {toy-general: {}}}
+  pairs: {kind: curate, sources: {toy-pairs: {n: 12}}}
+  attacks: {kind: curate, sources: {toy-safety: {}}}
+  sft: {kind: sft, base: start, data: facts, train: &train {lr: 3e-3, global_batch: 8, max_length: 128, warmup_steps: 1, clip_norm: 0.5, dtype: fp32}}
+  sft2: {kind: sft, base: start, data: manners, train: *train}
+  merged: {kind: merge, base: start, models: {sft: {weight: 0.7}, sft2: {weight: 0.5}}, density: 0.8}
+  dpo: {kind: dpo, base: merged, data: pairs, chunks: 2, train: *train}
+  library: {kind: index, corpora: ["folder:DOCS"], embedder: hashing}
+  toys: {kind: index, corpora: [toy], embedder: hashing}
+  scores:
+    kind: evaluate
+    models: [start, dpo]
+    index: library
+    retrieval: {k: 2}
+    tasks: [{task: toy-choice, n: 6, strategies: [letters+passages, direct], max_tokens: 4}]
+  report: {kind: report, model: dpo, scores: [scores], title: t, authors: a, licence: Apache-2.0}
+"""
+
+TRAIN = {
+    "train.epochs": 2, "train.lr": 1e-3, "train.global_batch": 4, "train.max_length": 30, "train.schedule": "constant", "train.warmup_steps": 0,
+    "train.min_lr_ratio": 0.5, "train.weight_decay": 0.1, "train.beta1": 0.5, "train.beta2": 0.9, "train.eps": 1e-3, "train.clip_norm": 0.1, "train.dtype": "bf16",
+}  # fmt: skip
+CHANGES: dict[str, dict[str, Any]] = {
+    "start": {
+        "model": "hf:OTHER", "name": "another", "licence": "MIT", "chat.system_prompt": "Be kind .", "chat.generation.max_new_tokens": 7,
+        "chat.generation.do_sample": False, "chat.generation.temperature": 0.7, "chat.generation.top_p": 0.8, "chat_template": "TEMPLATE",
+    },
+    "facts": {"sources": {"toy-general": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": [], "max_characters": 90},
+    "sft": {"base": "other", "data": "manners", **TRAIN},
+    "merged": {
+        "base": "other", "models": {"sft": {"weight": 0.7}}, "models.*.weight": 0.3, "models.*.density": 0.5, "density": 0.5, "rescale": "l1", "normalise": True, "scale": 0.5,
+    },
+    "dpo": {"base": "sft", "data": "attacks", **TRAIN, "beta": 0.5, "chunks": 3, "reference": "previous_chunk"},
+    "library": {"corpora": ["toy"], "embedder": "none", "passage_words": 20},
+    "scores": {
+        "models": ["start", "merged"], "tasks": [{"task": "toy-open", "strategies": ["direct"]}], "tasks.*.task": "toy-open", "tasks.*.n": 5,
+        "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",
+    },
+    "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
+}  # fmt: skip
+EXTRA = {  # fields that only matter together with another
+    ("sft", "train.over_length"): {"train.max_length": 30, "train.over_length": "truncate"},
+    ("dpo", "train.over_length"): {"train.max_length": 30, "train.over_length": "truncate"},
+}
+REFUSED = {("merged", "base"), ("scores", "tasks.*.task")}  # another base leaves other deltas; letters do not fit an open task
+
+
+def paths(model: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields, also of nested configs; * stands for a key or a place."""
+    for name, field in model.model_fields.items():
+        if name == "kind":
+            continue
+        yield prefix + name
+        inner, star = nested(field.annotation)
+        if inner is not None:
+            yield from paths(inner, f"{prefix}{name}.{'*.' if star else ''}")
+
+
+def nested(annotation: Any) -> tuple[Any, bool]:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for m in get_args(annotation) if (found := nested(m))[0]), (None, False))
+    if get_origin(annotation) in (tuple, dict, list):
+        return next(((inner, True) for m in get_args(annotation) if (inner := nested(m)[0])), (None, False))
+    return (annotation, False) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else (None, False)
+
+
+class World:
+    """A finished small run, and stages run again beside it with one field changed."""
+
+    def __init__(self, root: Path) -> None:
+        docs = root / "docs"
+        docs.mkdir()
+        (docs / "a.txt").write_text(" ".join(f"The pill number {n} is kept in the {c} box of the ward." for n, c in enumerate(["red", "blue", "green", "white"] * 12)))
+        (root / "r.yaml").write_text(BASE.replace("DOCS", str(docs)))
+        self.root, self.runs = root, root / "runs"
+        self.recipe = load_recipe(root / "r.yaml")
+        runner.run(self.recipe, Machine(threads=1), self.runs, log=QUIET)
+        self.nodes = {n.name: n for n in runner.plan(self.recipe, self.runs, HashMemo(root / "memo"))}
+        other = self.root / "template.jinja"
+        other.write_text((self.nodes["start"].path / "chat_template.jinja").read_text().replace("'\n'", "' '"))
+        self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other)}
+
+    def changed(self, stage: str, changes: dict[str, Any]) -> AnyStage:
+        tree = self.recipe.stages[stage].model_dump(mode="json")
+        for path, value in changes.items():
+            here: Any = tree
+            *parents, last = path.split(".")
+            for part in parents:
+                here = (next(iter(here.values())) if isinstance(here, dict) else here[0]) if part == "*" else here[part]
+            here[last] = self.words.get(value, value) if isinstance(value, str) else value
+        return type(self.recipe.stages[stage]).model_validate_json(__import__("json").dumps(tree))
+
+    def outputs(self, name: str, stage: AnyStage, tag: str) -> dict[str, str]:
+        """sha256 by file; LanceDB's own files have random names and are left out."""
+        out = self.root / "out" / f"{name}-{tag}"
+        work = out / ".work"
+        work.mkdir(parents=True)
+        inputs = {role: Artifact(self.nodes[ref.stage].path, read_manifest(self.nodes[ref.stage].path)) for role, ref in stage.refs().items()}
+        context = Context(name, "fields", 99, Machine(threads=1), work, self.root / "caches" / tag, QUIET)
+        stage.reads()
+        stage.preflight()
+        stage.run(inputs, out, context)
+        files = [p for p in sorted(out.rglob("*")) if p.is_file() and not {"lance", ".work"} & set(p.relative_to(out).parts)]
+        return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("fields"))
+
+
+ORIGINALS: dict[str, dict[str, str]] = {}
+
+
+@pytest.mark.parametrize("stage", list(CHANGES))
+def test_every_field_of_every_stage_has_a_change_to_try(world: World, stage: str) -> None:
+    known = set(paths(type(world.recipe.stages[stage])))
+    tried = set(CHANGES[stage]) | {field for name, field in EXTRA if name == stage}
+    nodes = {p for p in known if any(other.startswith(p + ".") for other in known)}  # a parent is covered by its fields
+    assert known - nodes <= tried, "say in CHANGES what these change"
+    assert tried <= known
+
+
+def test_every_kind_of_stage_is_tried(world: World) -> None:
+    kinds = {get_args(member.model_fields["kind"].annotation)[0] for member in get_args(get_args(AnyStage)[0])}
+    assert kinds == {world.recipe.stages[name].kind for name in CHANGES}
+
+
+@pytest.mark.parametrize(("stage", "field"), [(s, f) for s, fields in CHANGES.items() for f in fields] + list(EXTRA))
+def test_a_changed_field_changes_an_output_or_is_refused(world: World, stage: str, field: str) -> None:
+    if stage not in ORIGINALS:
+        ORIGINALS[stage] = world.outputs(stage, world.recipe.stages[stage], "original")
+        assert ORIGINALS[stage] == world.outputs(stage, world.recipe.stages[stage], "control"), "equal configs give equal bytes"
+    changes = EXTRA.get((stage, field)) or {field: CHANGES[stage][field]}
+    if (stage, field) in EXTRA:  # against the same companions with the old value
+        before = world.outputs(stage, world.changed(stage, {k: v for k, v in changes.items() if k != field}), f"{field}-before")
+    else:
+        before = ORIGINALS[stage]
+    try:
+        after = world.outputs(stage, world.changed(stage, changes), field.replace("*", "x"))
+    except AloeError:
+        assert (stage, field) in REFUSED
+        return
+    assert (stage, field) not in REFUSED
+    assert before != after
+
+
+def test_where_a_stage_runs_is_not_among_its_fields() -> None:
+    fields = {f for stage in load_recipe(TINY).stages.values() for f in type(stage).model_fields}
+    assert fields.isdisjoint(Machine.model_fields.keys() - {"name"})

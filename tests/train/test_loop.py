@@ -1,0 +1,139 @@
+"""The loop: resume bit for bit, masters in fp32, stops on nonsense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aloe.artifact import sha256_file
+from aloe.core.config import Machine
+from aloe.core.errors import AloeError, ArtifactError
+from aloe.core.log import QUIET, Log
+from aloe.core.rows import Row
+from aloe.data.sources import source_rows
+from aloe.train.checkpoint import load_checkpoint, save_checkpoint
+from aloe.train.dpo import train_dpo
+from aloe.train.engine import OneProcess
+from aloe.train.loop import Diverged
+from aloe.train.options import TrainOptions
+from aloe.train.sft import open_for_training, train_sft
+
+MACHINE = Machine(threads=1, micro_batch_tokens=120, checkpoint_every_steps=1, checkpoint_every_s=0)
+OPTIONS = TrainOptions(lr=3e-3, global_batch=8, max_length=128, warmup_steps=1, dtype="fp32")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def killer(after: int) -> Log:
+    seen = [0]
+
+    def listen(name: str, _: dict[str, object]) -> None:
+        seen[0] += 1
+        if seen[0] == after:
+            raise Killed
+
+    return Log(listener=listen)
+
+
+def rows_of(source: str, n: int) -> list[Row]:
+    return list(source_rows(source))[:n]
+
+
+def sft(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    return train_sft(start, rows_of("toy-facts", 40), OPTIONS.model_copy(update=changes), out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="sft")
+
+
+def dpo(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    (out / ".work").mkdir(exist_ok=True)
+    arguments: dict[str, Any] = {"beta": 0.1, "chunks": 3, "reference": "start", **changes}
+    return train_dpo(start, rows_of("toy-pairs", 30), OPTIONS, out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="dpo", **arguments)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_interrupted_run_ends_with_the_same_bits(toy_folder: Path, tmp_path: Path, dtype: str) -> None:
+    whole = sft(toy_folder, tmp_path / "whole", dtype=dtype)
+    for after in (1, 3):
+        with pytest.raises(Killed):
+            sft(toy_folder, tmp_path / "cut", killer(after), dtype=dtype)
+    resumed = sft(toy_folder, tmp_path / "cut", dtype=dtype)
+    assert sha256_file(tmp_path / "whole/model.safetensors") == sha256_file(tmp_path / "cut/model.safetensors")
+    assert resumed["curve"] == whole["curve"]
+
+
+@pytest.mark.parametrize("reference", ["start", "previous_chunk"])
+def test_an_interrupted_dpo_ends_with_the_same_bits_in_every_chunk(toy_folder: Path, tmp_path: Path, reference: str) -> None:
+    whole = dpo(toy_folder, tmp_path / "whole", reference=reference)
+    for after in (1, 2, 3):
+        with pytest.raises(Killed):
+            dpo(toy_folder, tmp_path / "cut", killer(after), reference=reference)
+    resumed = dpo(toy_folder, tmp_path / "cut", reference=reference)
+    for file in ("model.safetensors", "reference.jsonl"):
+        assert sha256_file(tmp_path / "whole" / file) == sha256_file(tmp_path / "cut" / file)
+    assert resumed["curve"] == whole["curve"] and whole["chunk_sizes"] == [10, 10, 10]
+
+
+def test_both_reference_modes_start_each_comparison_at_ln_2_and_then_differ(toy_folder: Path, tmp_path: Path) -> None:
+    kept, reset = (dpo(toy_folder, tmp_path / mode, reference=mode)["curve"] for mode in ("start", "previous_chunk"))
+    steps = len(kept) // 3
+    assert kept[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert all(reset[i * steps]["margin"] == pytest.approx(0, abs=1e-4) for i in range(3))
+    assert kept[steps]["margin"] != pytest.approx(0, abs=1e-4)  # against the start, the second chunk already has a margin
+
+
+def test_bf16_computes_in_bf16_and_keeps_fp32_masters(toy_folder: Path, tmp_path: Path) -> None:
+    model, _ = open_for_training(toy_folder)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = OneProcess(model, OPTIONS.model_copy(update={"dtype": "bf16"}), MACHINE)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {m.dtype for m in engine.masters} == {torch.float32}
+    finished = engine.finish()
+    for name, p in finished.named_parameters():
+        assert torch.equal(p, before[name]), "without a step not one bit of the masters is lost"
+
+
+def test_saved_weights_are_fp32(toy_folder: Path, tmp_path: Path) -> None:
+    sft(toy_folder, tmp_path / "out", dtype="bf16")
+    assert {t.dtype for t in load_file(tmp_path / "out/model.safetensors").values()} == {torch.float32}
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(toy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged) as error:
+        sft(toy_folder, tmp_path / "out", lr=1e30, clip_norm=1e30, epochs=3)
+    assert "toy-facts/" in error.value.where
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", {"a": torch.ones(4)}, {"step": 1})
+    file = tmp_path / "c/state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError) as error:
+        load_checkpoint(tmp_path / "c")
+    assert str(file) in error.value.where
+
+
+def test_a_kill_between_the_two_renames_leaves_the_older_checkpoint_usable(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", {"a": torch.ones(4)}, {"step": 1})
+    (tmp_path / "c").rename(tmp_path / "c.old")
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded is not None and loaded[1]["step"] == 1
+    save_checkpoint(tmp_path / "c", {"a": torch.zeros(4)}, {"step": 2})
+    assert json.loads((tmp_path / "c/progress.json").read_text())["step"] == 2
+    assert not (tmp_path / "c.old").exists()
+
+
+def test_dpo_refuses_rows_without_a_rejected_answer_and_more_chunks_than_pairs(toy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AloeError, match="cannot be split"):
+        dpo(toy_folder, tmp_path, chunks=31)
+    with pytest.raises(AloeError, match="no rejected answer"):
+        train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, beta=0.1, chunks=1, reference="start", out=tmp_path, work=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip
