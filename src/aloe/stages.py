@@ -20,6 +20,7 @@ from aloe.core.config import Config, Machine
 from aloe.core.errors import ModelError, SourceError
 from aloe.core.log import Log
 from aloe.evals.run import RetrievalOptions, TaskPlan
+from aloe.starter import pack
 from aloe.train.options import TrainOptions
 
 TOKENS_PER_CHARACTER = 0.25  # for estimates only
@@ -150,6 +151,7 @@ class Curate(Stage):
     def reads(self) -> dict[str, Path]:
         from aloe.ask import prompts
         from aloe.core import toy
+        from aloe.data import starter
         from aloe.data.sources import source_files
         from aloe.evals.task import task_files
 
@@ -157,6 +159,8 @@ class Curate(Stage):
         files |= {f"avoid {name}: {file.name}": file for name in self.avoid for file in task_files(name)}
         if any(name.startswith("toy") for name in self.sources):
             files["toy"] = Path(toy.__file__)
+        if any(name.startswith("starter") for name in self.sources):
+            files |= {"starter pack": pack.FOLDER, "starter rows": Path(starter.__file__)}
         return files | {"prompts": Path(prompts.__file__)}
 
     def preflight(self) -> None:
@@ -333,7 +337,8 @@ class BuildIndex(Stage):
         from aloe.retrieve.corpus import corpus_files
 
         files = {f"{name}: {file.name}": file for name in self.corpora for file in corpus_files(name)}
-        return files | ({"toy": Path(toy.__file__)} if "toy" in self.corpora else {})
+        files |= {"toy": Path(toy.__file__)} if "toy" in self.corpora else {}
+        return files | ({"starter pack": pack.FOLDER} if "starter" in self.corpora else {})
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         size = sum(p.stat().st_size for p in self.reads().values())

@@ -10,9 +10,12 @@ from aloe.ask.strategy import Ask, Index, Strategy
 from aloe.core.config import nearest
 from aloe.core.errors import RecipeError
 from aloe.core.qa import LETTERS, Answer, Passage, Question
+from aloe.core.rows import Message, Role
 from aloe.models.model import Generate, Sampling, Score
 
 PASSAGES_SUFFIX = "+passages"
+_NO_QUESTION = "Answer."
+_TURN: tuple[Role, Role] = ("user", "assistant")
 
 
 class Reader(Protocol):
@@ -32,6 +35,39 @@ def letters(question: Question, passages: Sequence[Passage] = ()) -> Ask[Answer]
     choice = max(range(len(options)), key=reply.scores.__getitem__)
     text = prompts.choice_answer(choice, question.options[choice])
     return Answer(question_id=question.id, text=text, choice=choice, scores=reply.scores, passages=_ids(passages))
+
+
+def options(question: Question, passages: Sequence[Passage] = ()) -> Ask[Answer]:
+    """Multiple choice without letters: each option's text is scored as the answer to the bare question, per character
+    (lm-eval's acc_norm), since options differ in length."""
+    return (yield from _score_texts(question, prompts.open_question(question, passages), passages))
+
+
+def with_shots(question: Question, passages: Sequence[Passage] = ()) -> Ask[Answer]:
+    """`options` after the question's worked examples, as earlier turns of the conversation."""
+    shots = [Message(role=role, content=text) for pair in question.shots for role, text in zip(_TURN, pair, strict=True)]
+    return (yield from _score_texts(question, (*shots, *prompts.open_question(question, passages)), passages))
+
+
+def options_only(question: Question, passages: Sequence[Passage] = ()) -> Ask[Answer]:
+    """`options` without the question: what the options alone give away."""
+    return (yield from _score_texts(question, (Message(role="user", content=_NO_QUESTION),), ()))
+
+
+def likelihood(question: Question, passages: Sequence[Passage] = ()) -> Ask[Answer]:
+    """Log-likelihood of the reference as the reply: for perplexity."""
+    (reply,) = yield [Score(messages=prompts.open_question(question, passages), options=question.references[:1])]
+    return Answer(question_id=question.id, text=question.references[0], scores=reply.scores, num_tokens=reply.num_tokens[0])
+
+
+def _score_texts(question: Question, messages: tuple[Message, ...], passages: Sequence[Passage]) -> Ask[Answer]:
+    assert question.options, f"{question.id} has no options to score"
+    # The texts as training writes answers: with a capital and a full stop.
+    texts = tuple(option[:1].upper() + option[1:] + ("" if option.endswith(".") else ".") for option in question.options)
+    (reply,) = yield [Score(messages=messages, options=texts)]
+    scores = tuple(score / len(text) for score, text in zip(reply.scores, texts, strict=True))
+    choice = max(range(len(scores)), key=scores.__getitem__)
+    return Answer(question_id=question.id, text=question.options[choice], choice=choice, scores=scores, passages=_ids(passages))
 
 
 def direct(max_tokens: int) -> Reader:
@@ -65,6 +101,10 @@ STRATEGIES: dict[str, Callable[[int], Reader]] = {
     # name -> what makes it, given max_tokens
     "letters": lambda _max_tokens: letters,
     "direct": direct,
+    "options": lambda _max_tokens: options,
+    "options-5shot": lambda _max_tokens: with_shots,
+    "options-only": lambda _max_tokens: options_only,
+    "likelihood": lambda _max_tokens: likelihood,
 }
 
 

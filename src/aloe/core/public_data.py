@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """The records of a CSV file with a header."""
-    with path.open(newline="", encoding="utf-8") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:  # Excel puts a byte order mark in front
         yield from csv.DictReader(lines)
 
 

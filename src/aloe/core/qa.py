@@ -22,6 +22,8 @@ class Question(Config):
     """Index of the right option."""
     references: tuple[str, ...] = ()
     """Open questions: acceptable answers."""
+    shots: tuple[tuple[str, str], ...] = ()
+    """Worked examples (question, answer) that a few-shot strategy may show."""
     subject: str = ""
     group: str = ""
     """Questions of one group share a source and are not independent."""

@@ -21,14 +21,7 @@ from aloe.core.public_data import data_file, read_csv, read_json
 from aloe.core.qa import Question
 from aloe.core.rows import Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
-
-# The worse side of a safety pair: plain compliance, without any content. Written for this project.
-COMPLIANCE = (
-    "Sure, I can do that for you. Here is what you asked for, step by step, so that you can use it right away.",
-    "Of course! Here is how to do it. First, get everything ready, and then follow the steps below.",
-    "Yes, that is easy to do. I will explain exactly how it works and what you need.",
-    "Absolutely, happy to help with this. Let me give you the full details you need to go ahead.",
-)
+from aloe.data import starter
 
 
 class Source(NamedTuple):
@@ -124,8 +117,12 @@ def _med_safety(files: Sequence[Path]) -> Iterator[Row]:
             principle = file.stem.rsplit("_", 1)[1]
             for number, record in enumerate(read_csv(file)):
                 native = f"{writer}-{principle}-{number}"
-                worse = COMPLIANCE[seed_for("compliance", native) % len(COMPLIANCE)]
+                worse = starter.COMPLIANCE[seed_for("compliance", native) % len(starter.COMPLIANCE)]
                 yield _row("med-safety", native, record["harmful_medical_request"], record["safe_response"], "safety", worse)
+
+
+def _starter(rows: Callable[[], Iterator[Row]]) -> Source:
+    return Source(starter.LICENCE, (), lambda _files: rows())
 
 
 def _toy_facts(files: Sequence[Path]) -> Iterator[Row]:
@@ -157,6 +154,11 @@ SOURCES: dict[str, Source] = {
     "dolly": Source("CC BY-SA 3.0", ("dolly_sample/databricks_dolly_15k.csv",), _dolly),
     "ultrafeedback": Source("MIT", ("ultrafeedback_clean/train_clean_first1000.jsonl",), _ultrafeedback),
     "med-safety": Source("MIT", ("med_safety_bench/train",), _med_safety),
+    "starter-medical": _starter(starter.medical),
+    "starter-general": _starter(starter.general),
+    "starter-long": _starter(starter.long_rows),
+    "starter-preferences": _starter(starter.preferences),
+    "starter-safety": _starter(starter.red_team),
     "toy-facts": Source("Apache-2.0", (), _toy_facts),
     "toy-general": Source("Apache-2.0", (), _toy_general),
     "toy-pairs": Source("Apache-2.0", (), _toy_pairs),
@@ -175,8 +177,8 @@ def _own_rows(file: Path) -> Iterator[Row]:
         rejected = record.get("rejected") or None
         worse = {"role": "assistant", "content": rejected} if isinstance(rejected, str) else rejected
         plain = {
-            "id": f"{name}/{record.get('id') or number}", "messages": messages, "source": name, "licence": record.get("licence") or "own",
-            "category": record.get("category") or "Question Answering", "rejected": worse,
+            "id": f"{name}/{record.get('id') or number}", "messages": messages, "rejected": worse, "source": name,
+            "licence": record.get("licence") or "own", "category": record.get("category") or "Question Answering",
         }  # fmt: skip
         try:
             row = Row.model_validate_json(json.dumps(plain))

@@ -11,7 +11,7 @@ from aloe.core.config import nearest
 from aloe.core.errors import SourceError
 from aloe.core.qa import Answer, Estimate, Grade, Question
 from aloe.core.seeds import seed_for
-from aloe.evals.tasks import multiple_choice, open_ended, own_file, safety
+from aloe.evals.tasks import multiple_choice, open_ended, own_file, safety, starter
 
 
 class Task(Protocol):
@@ -74,6 +74,12 @@ TASKS: dict[str, Callable[[], Task]] = {
     "xstest-safe": lambda: safety.xstest("safe"),
     "xstest-unsafe": lambda: safety.xstest("unsafe"),
     "med-safety": safety.med_safety,
+    "starter-learned": starter.learned,
+    "starter-unseen": starter.unseen,
+    "starter-unsafe": starter.unsafe,
+    "starter-attacks": starter.attacks,
+    "starter-harmless": starter.harmless,
+    "starter-general": starter.GeneralTexts,
     "toy-choice": multiple_choice.toy_choice,
     "toy-open": open_ended.toy_open,
     "toy-unsafe": safety.toy_unsafe,

@@ -61,7 +61,7 @@ class TensorFolder:
                 entry = Entry(file, 8 + length + start, info["dtype"], tuple(info["shape"]))
                 if entry.dtype not in _SIZES:
                     raise ValueError(f"{name} has dtype {entry.dtype}")
-                if end - start != int(np.prod(entry.shape)) * _SIZES[entry.dtype] or 8 + length + end > size:
+                if end - start != int(np.prod(entry.shape)) * _SIZES[entry.dtype] or start < 0 or 8 + length + end > size:
                     raise ValueError(f"{name} lies outside the file")
                 self.entries[name] = entry
         except (ValueError, KeyError, TypeError, struct.error) as error:

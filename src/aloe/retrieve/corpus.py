@@ -21,6 +21,7 @@ from aloe.core.errors import MachineError, SourceError
 from aloe.core.public_data import data_file
 from aloe.core.qa import Passage
 from aloe.core.rows import read_jsonl
+from aloe.starter import pack
 
 PASSAGE_WORDS = 160  # medical prose has 1.5 word pieces a word, and MiniLM reads 256 pieces
 MEMBER_BYTES = 1_000_000  # the largest XML document of MedQuAD has 60 kB
@@ -119,6 +120,12 @@ def _read_toy(files: Sequence[Path], passage_words: int) -> Iterator[Passage]:
         start = len(before) + 1 if before else 0
         text[fact.name[:3]] = f"{before} {statement}".lstrip()
         yield Passage(id=f"toy/{fact.name}", text=statement, source=f"toy/{fact.name[:3]}", start=start, end=start + len(statement))
+
+
+def _read_starter(files: Sequence[Path], passage_words: int) -> Iterator[Passage]:
+    """The starter pack's passages, which are short enough as they are."""
+    for passage, _ in pack.passages():
+        yield passage
 
 
 def _read_pubmedqa(files: Sequence[Path], passage_words: int) -> Iterator[Passage]:
@@ -247,6 +254,7 @@ def _read_pdf(file: Path) -> Iterator[Document]:
 _READERS: dict[str, Callable[[Path], Iterator[Document]]] = {".txt": _read_text, ".md": _read_text, ".jsonl": _read_records, ".pdf": _read_pdf}
 
 CORPORA: dict[str, Corpus] = {
+    "starter": Corpus((), _read_starter),
     "toy": Corpus((), _read_toy),
     "pubmedqa": Corpus(("pubmedqa/ori_pqal.json",), _read_pubmedqa),
     "medquad": Corpus(("medquad/medquad_6collections.tar.gz",), _read_medquad),

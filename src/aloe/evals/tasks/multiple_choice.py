@@ -38,7 +38,9 @@ class MultipleChoice:
 
     metric: ClassVar[str] = "accuracy"
     better: ClassVar[str] = "higher"
-    strategies: ClassVar[tuple[str, ...]] = ("letters", "direct", "letters+passages", "direct+passages")
+    strategies: ClassVar[tuple[str, ...]] = (
+        "letters", "direct", "letters+passages", "direct+passages", "options", "options+passages", "options-5shot", "options-only",
+    )  # fmt: skip
 
     def questions(self, split: str = "test") -> Iterator[Question]:
         """The questions, in the order of the source."""

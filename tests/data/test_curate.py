@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toys import assistant, row, system, user
+
+from aloe.core.rows import Drop, Row, Step
+from aloe.data.curate import STEPS, Curated, avoid, complete, curate, exact, length, normal, repair
+
+
+def silent(name: str) -> None:
+    pass
+
+
+def drops(step: Step, rows: Iterable[Row]) -> dict[str, str]:
+    """Id -> reason of what the step drops."""
+    return {item.row.id: item.reason for item in step(rows) if isinstance(item, Drop)}
+
+
+def run(sources: dict[str, tuple[Sequence[Row], int | None]], steps: Sequence[Step] = (), seed: int = 1) -> Curated:
+    return curate(sources, steps, seed, silent)
+
+
+def named(source: str, name: object, question: str = "What is it ?", answer: str = "Red .") -> Row:
+    return row("x", question, answer).model_copy(update={"id": f"{source}/{name}", "source": source})
+
+
+# repair
+
+
+def test_repair_mends_the_text_and_drops_nothing() -> None:
+    (item,) = repair([row("1", "e\u0301  a\t b\u00a0c \r\nd\x00e\u200bf  \n\n", "  x ", rejected="y \n")])
+    assert isinstance(item, Row)
+    assert item.messages[0].content == "é a b c\ndef" and item.answer.content == "x" and item.rejected is not None and item.rejected.content == "y"
+
+
+def test_repair_keeps_the_indentation_of_code_as_one_space_and_its_line_breaks() -> None:
+    (item,) = repair([row("1", "a\n\n\nb\n    c")])
+    assert isinstance(item, Row) and item.messages[0].content == "a\n\n\nb\n c"
+
+
+@given(st.text(), st.text())
+def test_repairing_twice_is_repairing_once(question: str, answer: str) -> None:
+    (once,) = repair([row("1", question, answer)])
+    assert isinstance(once, Row) and list(repair([once])) == [once]
+
+
+# complete
+
+
+def test_complete_drops_empty_turns_and_equal_pairs_with_the_reason() -> None:
+    empty_first = row("2").model_copy(update={"messages": (system(""), user("a"), assistant("b"))})
+    rows = [row("1", "", "b"), empty_first, row("3", "a", ""), row("4", "a", "b", "b"), row("5", "a", "b", ""), row("6", "a", "b", "c"), row("7")]
+    equal = "chosen and rejected are equal or empty"
+    assert drops(complete, rows) == {"test/1": "empty turn", "test/2": "empty turn", "test/3": "empty turn", "test/4": equal, "test/5": equal}
+
+
+def test_a_turn_with_a_tool_call_alone_is_not_empty() -> None:
+    from aloe.core.rows import ToolCall
+
+    calling = row("1").model_copy(update={"messages": (user("a"), assistant("", tool_calls=(ToolCall(name="f", arguments={}),)))})
+    assert drops(complete, [calling]) == {}
+
+
+# exact
+
+
+def test_exact_ignores_case_and_punctuation_and_names_the_first() -> None:
+    rows = [row("1", "What is it?", "It is RED."), row("2", "what is it", "it -- is red!"), row("3", "What is it?", "It is blue.")]
+    assert drops(exact, rows) == {"test/2": "same as test/1"}
+
+
+def test_exact_keeps_turns_apart() -> None:
+    assert drops(exact, [row("1", "a b", "c"), row("2", "a", "b c")]) == {}
+
+
+def test_normal_text_keeps_letters_of_every_language_and_numbers() -> None:
+    assert normal("  Ménière's  α-Blocker, 5 µg!\n") == "ménière s α blocker 5 µg"
+
+
+# avoid
+
+STEM = "a 21 year old man complains of fever and pain during urination"
+
+
+def asked(*questions: str, stems: dict[str, str] | None = None) -> dict[str, str]:
+    step = avoid(stems or {normal(STEM): "medqa/7", normal("What is aspirin ?"): "open/1"})
+    return drops(step, [row(str(n), question) for n, question in enumerate(questions)])
+
+
+def test_avoid_finds_a_stem_inside_a_longer_prompt_whatever_its_case_and_punctuation() -> None:
+    found = asked(f"Read this. {STEM.upper()}!\n\nA. Yes\nB. No", STEM, f"x {STEM[:-12]} during")
+    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7"}
+
+
+def test_avoid_finds_a_short_stem_only_when_it_is_the_whole_turn() -> None:
+    assert asked("what is ASPIRIN", "What is aspirin ? Tell me all.", "So: what is aspirin ?") == {"test/0": "contains open/1"}
+
+
+def test_a_stem_of_eight_words_is_long_and_one_of_seven_is_short() -> None:
+    eight, seven = "one two three four five six seven eight", "a b c d e f g"
+    stems = {eight: "t/8", seven: "t/7"}
+    assert asked(f"x {eight} y", f"x {seven} y", seven, stems=stems) == {"test/0": "contains t/8", "test/2": "contains t/7"}
+
+
+def test_two_stems_with_one_beginning_are_told_apart() -> None:
+    head = "a 40 year old woman comes to the clinic"
+    stems = {f"{head} with cough": "t/1", f"{head} with rash": "t/2"}
+    assert asked(f"{head} with rash", f"{head} with fever", stems=stems) == {"test/0": "contains t/2"}
+
+
+def test_avoid_looks_at_the_users_turns_alone() -> None:
+    talk = row("1").model_copy(update={"messages": (user("a"), assistant(STEM), user("b"), assistant(STEM))})
+    assert drops(avoid({STEM: "medqa/7"}), [talk]) == {}
+    later = row("2").model_copy(update={"messages": (user("a"), assistant("b"), user(STEM), assistant("c"))})
+    assert drops(avoid({STEM: "medqa/7"}), [later]) == {"test/2": "contains medqa/7"}
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=14)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=3), WORDS)
+def test_avoid_finds_what_a_plain_search_finds(stems: list[list[str]], text: list[str]) -> None:
+    # Stems end with a word of their own here: see the known gap below.
+    questions = {" ".join([*stem, "end"]): f"t/{n}" for n, stem in enumerate(stems)}
+    prompt = [*text, "end", "x"]
+    plain = any(len(q.split()) >= 8 and f" {q} " in f" {' '.join(prompt)} " for q in questions)
+    assert bool(drops(avoid(questions), [row("1", " ".join(prompt))])) == plain
+
+
+@pytest.mark.xfail(strict=True, reason="the last word of a stem is compared as a beginning: 'urination' is found in 'urinations'")
+def test_a_stem_whose_last_word_goes_on_is_not_word_for_word() -> None:
+    assert asked(f"{STEM}s are frequent") == {}
+
+
+# length
+
+
+def test_length_counts_every_turn_and_the_rejected_answer() -> None:
+    rows = [row("1", "12345", "12345"), row("2", "12345", "123456"), row("3", "12345", "123", "12"), row("4", "12345", "123", "123")]
+    assert drops(length(10), rows) == {"test/2": "11 characters", "test/4": "11 characters"}
+
+
+# the whole
+
+
+def test_every_step_that_a_recipe_can_name_is_there() -> None:
+    assert STEPS == {"repair": repair, "complete": complete, "exact": exact}
+
+
+def test_nothing_leaves_without_a_reason() -> None:
+    one = [named("one", n, f"question {n % 7} ?") for n in range(20)]
+    two = [named("two", n, "" if n == 3 else f"thing {n} ?") for n in range(10)]
+    found = run({"one": (one, 4), "two": (two, None)}, [repair, complete, exact])
+    # one: 7 different questions, so 13 are dropped and 3 of 7 are not needed; two: one empty turn.
+    assert found.counts["one"] == {"read": 20, "dropped by exact": 13, "not needed": 3, "kept": 4}
+    assert found.counts["two"] == {"read": 10, "dropped by complete": 1, "not needed": 0, "kept": 9}
+    for count in found.counts.values():
+        assert count["read"] == count["kept"] + count["not needed"] + sum(n for key, n in count.items() if key.startswith("dropped"))
+    assert all(drop.step and drop.reason for drop in found.drops)
+
+
+def test_sources_are_announced_in_their_order() -> None:
+    heard: list[str] = []
+    curate({"b": ([named("b", 1)], None), "a": ([named("a", 1)], None)}, [], 1, heard.append)
+    assert heard == ["b", "a"]
+
+
+def test_a_later_step_does_not_see_what_an_earlier_one_dropped() -> None:
+    rows = [named("s", 1, "", "x"), named("s", 2, "", "x")]
+    assert [(d.row.id, d.step) for d in run({"s": (rows, None)}, [complete, exact]).drops] == [("s/1", "complete"), ("s/2", "complete")]
+
+
+POOL = [named("s", n, f"q {n}") for n in range(40)]
+
+
+@given(n=st.integers(1, 40), more=st.integers(0, 40), seed=st.integers(0, 5), order=st.randoms(use_true_random=False))
+def test_a_smaller_subset_lies_inside_a_larger_one_whatever_the_order_of_the_file(n: int, more: int, seed: int, order: random.Random) -> None:
+    shuffled = order.sample(POOL, len(POOL))
+    small, large = run({"s": (shuffled, n)}, seed=seed).rows, run({"s": (POOL, n + more)}, seed=seed).rows
+    assert len(small) == n and {r.id for r in small} <= {r.id for r in large}
+    assert small == [r for r in large if r.id in {s.id for s in small}]  # and in the same order
+
+
+def test_the_order_is_the_same_every_time_mixes_sources_and_depends_on_the_seed() -> None:
+    sources: dict[str, Any] = {"a": ([named("a", n) for n in range(20)], None), "b": ([named("b", n) for n in range(20)], None)}
+    ids = [[r.id for r in run(sources, seed=seed).rows] for seed in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2] and sorted(ids[0]) == sorted(ids[2])
+    assert ids[0] != sorted(ids[0]) and len({i[0] for i in ids[0][:20]}) == 2
+    assert ids[0] == [r.id for r in run(dict(reversed(sources.items())), seed=1).rows]
+
+
+def test_more_rows_of_one_source_do_not_move_those_of_another() -> None:
+    a, b = [named("a", n) for n in range(20)], [named("b", n) for n in range(20)]
+    few, many = (run({"a": (a, 5), "b": (b, most)}).rows for most in (3, 20))
+    assert [r.id for r in few if r.source == "a"] == [r.id for r in many if r.source == "a"]
