@@ -102,8 +102,8 @@ def replies(model: Any, requests: Sequence[Any]) -> list[Any]:
     return [found[i] for i in range(len(requests))]
 
 
-def scripted(model: Any, ids: Sequence[int]) -> None:
-    """Make an HfModel write these token ids whatever it is asked."""
+def scripted(model: Any, ids: Sequence[int]) -> Callable[..., Iterator[list[int]]]:
+    """Stands in for HfModel._tokens: these token ids, whatever is asked."""
 
     def tokens(prompts: Sequence[Any], samplings: Sequence[Any], done: list[Any] | None = None) -> Iterator[list[int]]:
         for i in ids[: max(s.max_tokens for s in samplings)]:
@@ -111,4 +111,4 @@ def scripted(model: Any, ids: Sequence[int]) -> None:
             if (done is not None and all(done)) or (done is None and i in model.stop_ids):
                 return
 
-    model._tokens = tokens
+    return tokens

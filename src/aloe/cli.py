@@ -35,14 +35,15 @@ def run(
 ) -> None:  # fmt: skip
     """Carry out a recipe; stages that are done are skipped.  Example: aloe run recipes/tiny.yaml merged.density=0.6"""
     from aloe import runner
-    from aloe.core.log import Log, plain_listener
+    from aloe.console import listener
+    from aloe.core.log import Log
     from aloe.recipe import load_machine, load_recipe
 
     words = overrides or []
     loaded, machine = load_recipe(recipe, words), load_machine(on)
     record = {"recipe": str(recipe.resolve()), "overrides": words, "on": str(on.resolve()) if on else None}
     runs.mkdir(parents=True, exist_ok=True) if runs.parent.is_dir() else None
-    nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", plain_listener()), record=record)
+    nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listener()), record=record)
     for node in nodes:
         print(f"{node.name}: {node.path}")
     reports = [node.path for node in nodes if node.stage.makes == "report"]
@@ -128,6 +129,15 @@ def ask(
         print(f"\n{NOTICE}", file=sys.stderr)
         if runs.is_dir():
             seen.touch()
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Folder with rows/ and documents/.")]) -> None:
+    """Check your own rows and documents and write a recipe for them.  Example: aloe init my-data"""
+    from aloe.init import init as look
+
+    for line in look(folder):
+        print(line)
 
 
 @app.command()

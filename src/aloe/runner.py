@@ -170,7 +170,7 @@ def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = Non
         if record is not None:
             write_text(runs / ".last.json", json.dumps(record))
         memo.save()
-        log.event("plan", stages=len(nodes), done=sum(n.done for n in nodes), minutes=sum(costs[n.name].minutes for n in nodes if not n.done))
+        log.event("plan", minutes={n.name: 0.0 if n.done else round(costs[n.name].minutes, 2) for n in nodes})
         meter: Meter | None = None
         for node in nodes:
             if node.done:
@@ -187,7 +187,7 @@ def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, ru
     temporary, work = node.work.parent, node.work
     resumed = _prepare(temporary, work, node.fingerprint)
     inputs = {role: _open(by_name[ref.stage], memo) for role, ref in node.stage.refs().items()}
-    context = Context(node.name, recipe.name, seed_for(recipe.seed, node.name), machine, work, runs / ".cache", log)
+    context = Context(node.name, recipe.name, seed_for(recipe.seed, node.name), machine, work, runs / ".cache", log.bind(stage=node.name))
     log.event("stage", stage=node.name, kind=node.stage.kind, minutes=cost.minutes, resumed=resumed)
     meter.start(f"{node.name}-{time.monotonic_ns()}")
     started = time.monotonic()

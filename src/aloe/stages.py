@@ -196,7 +196,7 @@ class Curate(Stage):
         if self.max_characters:
             steps.append(curate.length(self.max_characters))
         sources = {name: (source_rows(name), plan.n) for name, plan in self.sources.items()}
-        result = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", stage=context.name, source=name))
+        result = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", part=name))
         if not result.rows:
             raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
         write_jsonl(out / "rows.jsonl.gz", result.rows)
@@ -402,7 +402,7 @@ class Evaluate(Stage):
             for strategy in plan.strategies:
                 read = length + (self.retrieval.k * 300 if "passages" in strategy else 0)
                 seconds += n * read / machine.score_tokens_per_s
-                if not strategy.startswith("letters"):
+                if strategy.startswith("direct"):
                     seconds += n * plan.max_tokens * 0.7 / machine.generate_tokens_per_s
         return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * 8 / 1e9)
 

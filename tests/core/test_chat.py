@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import CHATML, assistant, byte_tokenizer, system, user, with_template
 
 from aloe.core.chat import MARKED_COPIES, Chat, ChatOptions, marked_template
 from aloe.core.errors import ModelError
 from aloe.core.rows import Message, ToolCall, ToolSchema
+from toys import CHATML, assistant, byte_tokenizer, system, user, with_template
 
 # The template of SmolLM2-Instruct, letter by letter as its GGUF holds it.
 SMOLLM2 = (

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from toys import assistant, row, user
 
 from aloe.core.errors import SourceError
 from aloe.core.rows import Message, Row, ToolCall, ToolSchema, read_jsonl, read_rows, write_jsonl
+from toys import assistant, row, user
 
 FULL = Row(
     id="test/1", messages=(user("a\n\u2028b “x” 5 µg"), Message(role="assistant", content="", tool_calls=(ToolCall(name="f", arguments={"n": 1}),))),

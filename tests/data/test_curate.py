@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import assistant, row, system, user
 
 from aloe.core.rows import Drop, Row, Step
 from aloe.data.curate import STEPS, Curated, avoid, complete, curate, exact, length, normal, repair
+from toys import assistant, row, system, user
 
 
 def silent(name: str) -> None:
@@ -150,7 +150,7 @@ def test_length_counts_every_turn_and_the_rejected_answer() -> None:
 
 
 def test_every_step_that_a_recipe_can_name_is_there() -> None:
-    assert STEPS == {"repair": repair, "complete": complete, "exact": exact}
+    assert {"repair": repair, "complete": complete, "exact": exact} == STEPS
 
 
 def test_nothing_leaves_without_a_reason() -> None:

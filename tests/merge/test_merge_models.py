@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toys import edited, read_weights, tuned
 
 from aloe.core.errors import ModelError
 from aloe.core.log import QUIET, Log
 from aloe.core.seeds import seed_for
 from aloe.merge.dare_ties import dare, ties
 from aloe.merge.merge import Tuned, merge_models
+from toys import edited, read_weights, tuned
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm.weight"

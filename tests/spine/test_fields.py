@@ -104,7 +104,9 @@ class World:
     def __init__(self, root: Path) -> None:
         docs = root / "docs"
         docs.mkdir()
-        (docs / "a.txt").write_text(" ".join(f"The pill number {n} is kept in the {c} box of the ward." for n, c in enumerate(["red", "blue", "green", "white"] * 12)))
+        (docs / "a.txt").write_text(
+            " ".join(f"The pill number {n} is kept in the {c} box of the ward." for n, c in enumerate(["red", "blue", "green", "white"] * 12))
+        )
         (root / "r.yaml").write_text(BASE.replace("DOCS", str(docs)))
         self.root, self.runs = root, root / "runs"
         self.recipe = load_recipe(root / "r.yaml")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from spine.conftest import TINY
 
 from aloe import runner
 from aloe.artifact import HashMemo, read_manifest
@@ -14,6 +13,7 @@ from aloe.core import toy
 from aloe.core.config import Machine
 from aloe.core.log import Log
 from aloe.recipe import load_recipe
+from spine.conftest import TINY
 
 
 def plan(runs: Path, *overrides: str) -> dict[str, runner.Node]:

@@ -48,14 +48,26 @@ def rows_of(source: str, n: int) -> list[Row]:
 
 def sft(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    return train_sft(start, rows_of("toy-facts", 40), OPTIONS.model_copy(update=changes), out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="sft")
+    return train_sft(
+        start,
+        rows_of("toy-facts", 40),
+        OPTIONS.model_copy(update=changes),
+        out=out,
+        work=out / ".work",
+        machine=MACHINE,
+        seed=5,
+        log=log,
+        label="sft",
+    )
 
 
 def dpo(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     (out / ".work").mkdir(exist_ok=True)
     arguments: dict[str, Any] = {"beta": 0.1, "chunks": 3, "reference": "start", **changes}
-    return train_dpo(start, rows_of("toy-pairs", 30), OPTIONS, out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="dpo", **arguments)
+    return train_dpo(
+        start, rows_of("toy-pairs", 30), OPTIONS, out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="dpo", **arguments
+    )
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -26,7 +26,10 @@ def toy_model(toy_folder: Path) -> tuple[Any, Chat]:
 def row(number: int, *, rejected: str | None = None, turns: int = 1) -> Row:
     messages: list[Message] = []
     for turn in range(turns):
-        messages += [Message(role="user", content=f"What colour is the pill zorax ? {number} {turn}"), Message(role="assistant", content="The pill is red ." + " red" * number)]
+        messages += [
+            Message(role="user", content=f"What colour is the pill zorax ? {number} {turn}"),
+            Message(role="assistant", content="The pill is red ." + " red" * number),
+        ]
     worse = None if rejected is None else Message(role="assistant", content=rejected)
     return Row(id=f"t/{number}", messages=tuple(messages), rejected=worse, source="t", licence="own", category="general")
 

@@ -83,6 +83,17 @@ class Trial(NamedTuple):
         return not self.name.startswith("letters")
 
 
+class Estimated(NamedTuple):
+    """A trial that is finished: its main metric."""
+
+    model: str
+    task: str
+    strategy: str
+    metric: str
+    value: float
+    n: int
+
+
 class Graded(NamedTuple):
     """An answer with its grade, and everything that was said to get there."""
 
@@ -114,8 +125,14 @@ def evaluate(
 
     def records() -> Iterator[dict[str, Any]]:
         for name, open_one in models.items():
-            values.append([])
-            yield from _measure(name, open_one(), trials, scores, values[-1], log)
+            step, values_of = len(values) * len(trials), list[list[Record]]()
+            values.append(values_of)
+            for record in _measure(name, open_one(), trials, scores, values_of):
+                if isinstance(record, Estimated):
+                    step += 1
+                    log.event("progress", step=step, steps=len(models) * len(trials), **record._asdict())
+                else:
+                    yield record
 
     write_jsonl(out / ANSWERS, records())
     _write_json(out / SCORES, scores)
@@ -147,8 +164,10 @@ def _trials(plans: Sequence[TaskPlan], index: Index | None, retrieval: Retrieval
             yield Trial(task, name, build(name, max_tokens=plan.max_tokens, index=found, k=retrieval.k), questions)
 
 
-def _measure(name: str, model: Model, trials: Sequence[Trial], scores: list[Score], values: list[list[Record]], log: Log) -> Iterator[dict[str, Any]]:
-    """The lines of one model in answers.jsonl; adds its scores, and each trial's values for the comparisons."""
+def _measure(
+    name: str, model: Model, trials: Sequence[Trial], scores: list[Score], values: list[list[Record]]
+) -> Iterator[dict[str, Any] | Estimated]:
+    """The lines of one model in answers.jsonl and, after each trial, its main estimate; adds scores, and values to compare."""
     for trial in trials:
         graded = run([_graded(trial, question) for question in trial.questions], model)
         estimates = _estimates(trial, [g.grade for g in graded])
@@ -157,7 +176,7 @@ def _measure(name: str, model: Model, trials: Sequence[Trial], scores: list[Scor
         values.append([{"question": g.grade.question_id, "value": g.grade.value, "parsed": g.grade.parsed} for g in graded])
         yield from ({**place, **_record(g)} for g in graded)
         main = estimates[trial.task.metric]
-        log.event("progress", **place, metric=trial.task.metric, value=main.value, n=main.n)
+        yield Estimated(name, trial.task.name, trial.name, trial.task.metric, main.value, main.n)
 
 
 class _Found:

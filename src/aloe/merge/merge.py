@@ -46,7 +46,7 @@ def merge_models(
                 origin, arrays, weights=[m.weight for m in tuned.values()], densities=[m.density for m in tuned.values()],
                 seeds=[seed_for(seed, "dare", key, name) for key in models], rescale=rescale, normalise=normalise,
             )  # fmt: skip
-            log.event("progress", stage=label, step=number, steps=len(shapes))
+            log.event("progress", part=label, step=number, steps=len(shapes))
             yield name, (origin + np.float32(scale) * (merged - origin)) if scale != 1 else merged
 
     write_tensors(out / "model.safetensors", shapes, tensors())

@@ -62,7 +62,7 @@ def train(
         tokens += sum(e.num_tokens for e in chosen)
         now = time.monotonic()
         left = (now - started) / tokens * sum(examples[i].num_tokens for batch in plan[step:] for i in batch)
-        log.event("progress", stage=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **curve[-1])
+        log.event("progress", part=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **curve[-1])
         if step < len(plan) and step % machine.checkpoint_every_steps == 0 and now - last_save >= machine.checkpoint_every_s:
             save_checkpoint(work / "checkpoint", engine.state(), {"step": step, "curve": curve, "seconds": seconds + now - started})
             last_save = time.monotonic()
