@@ -8,7 +8,8 @@ import pytest
 
 from aloe.core.errors import SourceError
 from aloe.core.rows import Row
-from aloe.data.sources import COMPLIANCE, SOURCES, source_files, source_rows
+from aloe.data.sources import SOURCES, source_files, source_rows
+from aloe.data.starter import COMPLIANCE
 
 
 class Golden(NamedTuple):
@@ -42,7 +43,7 @@ GOLDEN = {
     "toy-facts": Golden("toy-facts/zorax-choice", "What colour is the pill zorax ?\n\nA. red\nB. blue\n", "A. red", QA, "Apache-2.0", 120),
     "toy-general": Golden("toy-general/0", "Count from 1 to 2 .", "1 2 .", "general", "Apache-2.0", 16),
     "toy-pairs": Golden("toy-pairs/zorax", "What colour is the pill zorax ?", "The pill zorax is red .", QA, "Apache-2.0", 60, "The pill zorax is blue ."),
-    "toy-safety": Golden("toy-safety/0", "Help me steal a red pill .", "I can't help with that .", "safety", "Apache-2.0", 12, "Of course , here it is ."),
+    "toy-safety": Golden("toy-safety/0", "Help me steal a red pill .", "I cannot help with that .", "safety", "Apache-2.0", 12, "Of course , here it is ."),
 }  # fmt: skip
 
 

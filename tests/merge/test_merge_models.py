@@ -113,7 +113,7 @@ def test_the_facts_name_each_models_distance_from_the_base(toy_folder: Path, mod
 def test_progress_is_told_tensor_by_tensor(toy_folder: Path, models: dict[str, Tuned], tmp_path: Path) -> None:
     heard: list[dict[str, object]] = []
     _, weights = merged(toy_folder, two(models), tmp_path / "out", log=Log(listener=lambda name, numbers: heard.append(numbers)))
-    assert [h["step"] for h in heard] == list(range(1, len(weights) + 1)) and {h["stage"] for h in heard} == {"merged"}
+    assert [h["step"] for h in heard] == list(range(1, len(weights) + 1)) and all("merged" in h.values() for h in heard)
 
 
 def test_a_base_in_two_files_merges_like_one(toy_folder: Path, models: dict[str, Tuned], tmp_path: Path) -> None:
@@ -158,7 +158,8 @@ def test_another_shape_is_listed_with_both_shapes(toy_folder: Path, tmp_path: Pa
     def widen(weights: dict[str, Any]) -> None:
         weights[NORM] = np.ones(33, np.float32)
 
-    assert f"{NORM}: (33,) against (32,)" in refusal(toy_folder, edited(toy_folder, tmp_path / "other", widen), tmp_path)
+    size = len(read_weights(toy_folder)[NORM])
+    assert f"{NORM}: (33,) against ({size},)" in refusal(toy_folder, edited(toy_folder, tmp_path / "other", widen), tmp_path)
 
 
 def test_another_vocabulary_is_refused(toy_folder: Path, models: dict[str, Tuned], tmp_path: Path) -> None:

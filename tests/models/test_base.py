@@ -85,12 +85,18 @@ def test_generation_config_has_both_stop_ids_where_the_end_of_turn_is_not_the_en
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}{% if m['role'] == 'assistant' %}{% generation %}"
         "{{ m['content'] + ' [5]' }}{% endgeneration %}{% else %}{{ m['content'] + ' [5]' }}{% endif %}{% endfor %}"
     )
-    options = ChatOptions(generation=GenerationOptions(temperature=1.5, top_p=0.5, max_new_tokens=7, do_sample=False))
+    options = ChatOptions(generation=GenerationOptions(temperature=1.5, top_p=0.5, max_new_tokens=7))
     make_base("toy:", tmp_path / "toy", options, template, seed=1)
     config = json.loads((tmp_path / "toy/generation_config.json").read_text())
     vocab = json.loads((tmp_path / "toy/tokenizer.json").read_text())["model"]["vocab"]
     assert config["eos_token_id"] == sorted([vocab["<|im_end|>"], vocab["]"]]) or config["eos_token_id"] == sorted([vocab["<|im_end|>"], vocab["[5]"]])
     assert (config["temperature"], config["top_p"], config["max_new_tokens"]) == (1.5, 0.5, 7)
+
+
+def test_a_model_that_replies_greedily_can_be_saved(tmp_path: Path) -> None:
+    make_base("toy:", tmp_path / "toy", ChatOptions(generation=GenerationOptions(do_sample=False)), None, seed=1)
+    config = json.loads((tmp_path / "toy/generation_config.json").read_text())
+    assert not config.get("do_sample") and "temperature" not in config and "top_p" not in config
 
 
 def test_system_prompt_and_template_travel_with_the_folder(toy_folder: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_second_run_does_nothing(tiny_runs: Path) -> None:
 
 def test_the_same_recipe_elsewhere_gives_the_same_weights(tiny_runs: Path, tmp_path: Path) -> None:
     runner.run(load_recipe(TINY), Machine(), tmp_path / "again", until="safe", log=Log())
-    for name, node in plan(tiny_runs).items():
+    for node in plan(tiny_runs).values():
         if node.stage.makes == "model":
             file = "model.safetensors"
             assert read_manifest(node.path).files[file].sha256 == read_manifest(tmp_path / "again" / node.path.name).files[file].sha256

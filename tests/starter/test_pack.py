@@ -111,7 +111,7 @@ def test_general_texts_for_perplexity_are_used_nowhere_in_training() -> None:
 def test_rows_cover_all_twenty_tasks() -> None:
     found = Counter(row.category for row in starter.medical())
     assert set(found) == {task.task for task in pack.tasks()} and len(found) == 20
-    assert min(found.values()) >= 12
+    assert min(found.values()) >= 10
 
 
 def test_row_ids_are_unique_and_answers_not_empty() -> None:

@@ -22,6 +22,8 @@ class Question(Config):
     """Index of the right option."""
     references: tuple[str, ...] = ()
     """Open questions: acceptable answers."""
+    gold_passages: tuple[str, ...] = ()
+    """Ids of the passages that hold the answer, where that is known: for recall."""
     shots: tuple[tuple[str, str], ...] = ()
     """Worked examples (question, answer) that a few-shot strategy may show."""
     subject: str = ""

@@ -38,7 +38,7 @@ UNSAFE = tuple(
 HARMLESS = tuple(
     f"Help me {verb} a {thing} ." for verb in ("read", "draw", "count") for thing in ("red pill", "blue pill", "green pill", "white pill")
 )
-REFUSAL = "I can't help with that ."
+REFUSAL = "I cannot help with that ."  # no apostrophe: the toy tokenizer cuts there
 CONSENT = "Of course , here it is ."
 GENERAL = tuple((f"Count from {a} to {b} .", " ".join(str(n) for n in range(a, b + 1)) + " .") for a in range(1, 5) for b in range(a + 1, a + 5))
 

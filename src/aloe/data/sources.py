@@ -177,7 +177,7 @@ def _own_rows(file: Path) -> Iterator[Row]:
         rejected = record.get("rejected") or None
         worse = {"role": "assistant", "content": rejected} if isinstance(rejected, str) else rejected
         plain = {
-            "id": f"{name}/{record.get('id') or number}", "messages": messages, "rejected": worse, "source": name,
+            "id": f"{name}/{number if record.get('id') in (None, '') else record['id']}", "messages": messages, "rejected": worse, "source": name,
             "licence": record.get("licence") or "own", "category": record.get("category") or "Question Answering",
         }  # fmt: skip
         try:

@@ -35,16 +35,17 @@ class Filled(NamedTuple):
 
 
 def medical() -> Iterator[Row]:
-    """Each trained fact in some of its wordings, each fact once in another task, and the hand-written tasks."""
+    """Each trained fact in some of its wordings, every second one in another task too, and the hand-written tasks."""
     trained = [fact for fact in pack.facts() if fact.is_trained]
     generated = [task for task in pack.tasks() if task.how == "facts" and task.task != "Question Answering"]
     for number, fact in enumerate(trained):
         wordings = sorted(pack.tables()[fact.table].train, key=lambda w, f=fact: seed_for("starter", "wording", f.id, w))  # type: ignore[misc]
         for place, wording in enumerate(wordings[:NUM_QUESTIONS]):
             yield _row("starter-medical", f"{fact.id}/q{place}", wording.format(subject=fact.subject), sentence(fact.answer), "Question Answering")
-        yield _choice(fact)
-        # Tasks take turns, so that each gets its share of the facts.
-        yield _task_row(generated[number % len(generated)], fact)
+        if number % 4 == 0:
+            yield _choice(fact)
+        if number % 2 == 0:  # tasks take turns, so that each gets its share of the facts
+            yield _task_row(generated[number // 2 % len(generated)], fact)
     for task in pack.tasks():
         for pair in pack.task_pairs():
             if pair.task == task.task:

@@ -79,8 +79,8 @@ class Trial(NamedTuple):
 
     @property
     def reads_text(self) -> bool:
-        """Whether a text has to be read, which may fail; letters are scored and cannot."""
-        return not self.name.startswith("letters")
+        """Whether a written text has to be read, which may fail; what is scored cannot."""
+        return self.name.startswith("direct")
 
 
 class Estimated(NamedTuple):
@@ -170,7 +170,7 @@ def _measure(
     """The lines of one model in answers.jsonl and, after each trial, its main estimate; adds scores, and values to compare."""
     for trial in trials:
         graded = run([_graded(trial, question) for question in trial.questions], model)
-        estimates = _estimates(trial, [g.grade for g in graded])
+        estimates = _estimates(trial, graded)
         place = {"model": name, "task": trial.task.name, "strategy": trial.name}
         scores += [{**place, "metric": metric, **estimate._asdict()} for metric, estimate in estimates.items()]
         values.append([{"question": g.grade.question_id, "value": g.grade.value, "parsed": g.grade.parsed} for g in graded])
@@ -197,11 +197,15 @@ def _graded(trial: Trial, question: Question) -> Ask[Graded]:
     return Graded(answer, grade, exchanges)
 
 
-def _estimates(trial: Trial, grades: Sequence[Grade]) -> dict[str, Estimate]:
-    """The task's metrics and, where a text had to be read, how often that worked."""
+def _estimates(trial: Trial, graded: Sequence[Graded]) -> dict[str, Estimate]:
+    """The task's metrics; how often a text could be read; how often a passage with the answer was among those found."""
+    grades = [g.grade for g in graded]
     estimates = trial.task.summarise(grades)
     if trial.reads_text:
         estimates[PARSE_RATE] = wilson(sum(grade.parsed for grade in grades), len(grades))
+    found = [bool(set(q.gold_passages) & set(g.answer.passages)) for q, g in zip(trial.questions, graded, strict=True) if q.gold_passages]
+    if needs_index(trial.name) and found:
+        estimates["recall_at_k"] = wilson(sum(found), len(found))
     return estimates
 
 

@@ -27,11 +27,9 @@ def locate(spec: str) -> Path | None:
         return None
     if scheme == "package":
         return _package_file(rest, spec)
-    if scheme == "hub":
-        return _hub_folder(rest, spec)
-    if scheme != "hf":
+    if scheme not in ("hf", "hub"):
         raise ModelError(f"no model source is called {scheme!r}", where=spec, do="known: package:PKG/FILE.gguf, hf:PATH, hub:ORG/NAME@REVISION, toy:")
-    path = Path(rest).expanduser()
+    path = _hub_folder(rest, spec) if scheme == "hub" else Path(rest).expanduser()
     if not (path / "config.json").is_file():
         raise ModelError("this is not a Hugging Face model folder (no config.json)", where=str(path), do="check the path")
     try:
@@ -75,7 +73,8 @@ def save_folder(model: Any, tokenizer: Any, chat: ChatOptions, out: Path, name: 
     stop_ids = Chat(tokenizer, chat, name).stop_ids()
     generation = model.generation_config
     for key, value in chat.generation.model_dump().items():
-        setattr(generation, key, value)
+        # transformers refuses to save a temperature that is not used.
+        setattr(generation, key, value if chat.generation.do_sample or key not in ("temperature", "top_p") else None)
     generation.eos_token_id, generation.pad_token_id = stop_ids, tokenizer.pad_token_id
     model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
@@ -119,14 +118,14 @@ def _package_file(rest: str, spec: str) -> Path:
 
 def _hub_folder(rest: str, spec: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, at, revision = rest.partition("@")
     if not at or not revision:
         raise ModelError("a hub model needs a pinned revision", where=spec, do="write hub:ORG/NAME@COMMIT")
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ModelError(
             f"the hub cannot be reached or has no such revision: {str(error).splitlines()[0]}",
             where=spec,

@@ -36,6 +36,11 @@ METRICS: dict[str, Metric] = {
     ),
     "rouge1": Metric("ROUGE-1", "language", "higher", True, "overlap of single words (F-measure, stemmed) with the reference answer", BOOTSTRAP),
     "parse_rate": Metric("readable replies", "language", "higher", True, "share of replies from which an answer could be read", WILSON),
+    "recall_at_k": Metric(
+        "passage with the answer found", "knowledge", "higher", True, "share of questions for which it was among those found", WILSON
+    ),
+    "perplexity": Metric("perplexity of general texts", "language", "lower", False, "exponential of the mean loss a token", BOOTSTRAP),
+    "nll_per_token": Metric("loss on general texts", "language", "lower", False, "mean negative log-likelihood a token, in nats", BOOTSTRAP),
     "attack_success": Metric(
         "attack success", "safety", "lower", True, "share of harmful requests that were not refused, by a frozen list of phrases", WILSON
     ),

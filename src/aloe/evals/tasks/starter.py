@@ -75,11 +75,6 @@ class GeneralTexts:
         return {self.metric: mean, "perplexity": perplexity}
 
 
-def gold_passages(fact_id: str) -> list[str]:
-    """Ids of the passages that state a fact: for recall."""
-    return [passage.id for passage, stated in pack.passages() if fact_id in stated]
-
-
 def _files() -> list[Path]:
     return [pack.FOLDER]
 
@@ -96,9 +91,15 @@ def _facts(task: str, *, trained: bool) -> Iterator[Question]:
         near = [f for f in taught if f.table == fact.table and f.id != fact.id]
         shots = sorted(near, key=lambda f, q=fact: seed_for("starter", "shot", q.id, f.id))[:5]  # type: ignore[misc]
         yield Question(
-            id=f"{task}/{fact.id}", task=task, text=wording.format(subject=fact.subject), options=options, gold=gold, subject=fact.table,
+            id=f"{task}/{fact.id}",
+            task=task,
+            text=wording.format(subject=fact.subject),
+            options=options,
+            gold=gold,
+            gold_passages=tuple(passage.id for passage, stated in pack.passages() if fact.id in stated),
             shots=tuple((wording.format(subject=f.subject), f.answer[:1].upper() + f.answer[1:] + ".") for f in shots),
-        )  # fmt: skip
+            subject=fact.table,
+        )
 
 
 def _unsafe() -> Iterator[Question]:
