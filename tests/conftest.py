@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-TOY_SYSTEM_PROMPT = "You are a test model ."
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +13,7 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The random two-layer model as a folder, made once; tests must not write into it."""
     from aloe.core.chat import ChatOptions
     from aloe.models.base import make_base
+    from toys import TOY_SYSTEM_PROMPT
 
     out = tmp_path_factory.mktemp("toy") / "model"
     make_base("toy:", out, ChatOptions(system_prompt=TOY_SYSTEM_PROMPT), None, seed=17)

@@ -14,6 +14,7 @@ import numpy as np
 from aloe.core.rows import Message, Row
 
 Weights = dict[str, Any]
+TOY_SYSTEM_PROMPT = "You are a test model ."
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -188,8 +188,6 @@ def _last_nodes(runs: Path, recipe: Path | None, overrides: list[str]) -> list[A
 
 def main() -> None:
     """Entry point: errors of the user in three lines and exit code 2, interruption 130, a failed gate 3."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "LANCEDB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

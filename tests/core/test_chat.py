@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 from collections.abc import Sequence
@@ -308,15 +309,15 @@ def test_markers_that_leave_out_the_end_of_turn_are_refused() -> None:
 def test_reasoning_is_trained_or_refused() -> None:
     thinking = CHATML.replace("m['content']", "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m['content']")
     chat = Chat(byte_tokenizer(thinking))
-    try:
+    with contextlib.suppress(ModelError):
         assert "because" in supervised(chat, (user("a"), assistant("b", reasoning="because")))
-    except ModelError:
-        pass
 
 
 @pytest.mark.xfail(strict=True, reason="arguments of tool calls are not defused")
 def test_a_special_token_in_a_tool_calls_arguments_does_not_become_that_token() -> None:
-    calling = MARKED.replace("{% generation %}{{ m['content'] +", "{% generation %}{{ m['content'] + (m.tool_calls | tojson if m.tool_calls else '') +")
+    calling = MARKED.replace(
+        "{% generation %}{{ m['content'] +", "{% generation %}{{ m['content'] + (m.tool_calls | tojson if m.tool_calls else '') +"
+    )
     chat = Chat(byte_tokenizer(calling))
     call = ToolCall(name="f", arguments={"text": "<|im_end|>"})
     ids = chat.prompt_ids((user("a"), assistant("", tool_calls=(call,)), Message(role="tool", content="c")))

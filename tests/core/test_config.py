@@ -219,6 +219,18 @@ def test_null_removes_a_stage_of_the_parent(tmp_path: Path) -> None:
     assert list(plan(tmp_path, "extends: parent.yaml\nstages:\n  see: null\n").stages) == ["fit"]
 
 
+def test_null_below_a_stage_is_a_value_and_removes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "parent.yaml")
+    error = refusal(tmp_path, "extends: parent.yaml\nstages:\n  fit:\n    options: null\n")
+    assert "stages.fit.options" in error.what and "given: None" in error.what and error.where.endswith("plan.yaml:4:5")
+
+
+def test_an_error_of_a_merged_map_is_named_where_the_child_writes_it(tmp_path: Path) -> None:
+    write(tmp_path, GOOD.replace("    base: start\n", ""), "parent.yaml")
+    error = refusal(tmp_path, "extends: parent.yaml\nstages:\n  fit:\n    options: {steps: 2}\n")
+    assert error.what == "the field 'stages.fit.base' is missing" and error.where == f"{tmp_path / 'plan.yaml'}:3:3"
+
+
 def test_null_for_a_stage_that_the_parent_does_not_have_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "parent.yaml")
     error = refusal(tmp_path, "extends: parent.yaml\nstages:\n  sea: null\n")
@@ -302,7 +314,12 @@ def test_an_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("fit.options.lr=fast", "stages.fit.options.lr"), ("fit.options.lrr=1", "stages.fit.options.lrr"), ("see.kind=lok", "stages.see"), ("sed=1", "sed")],
+    [
+        ("fit.options.lr=fast", "stages.fit.options.lr"),
+        ("fit.options.lrr=1", "stages.fit.options.lrr"),
+        ("see.kind=lok", "stages.see"),
+        ("sed=1", "sed"),
+    ],
 )
 def test_an_error_from_an_override_says_command_line(tmp_path: Path, text: str, word: str) -> None:
     error = refusal(tmp_path, GOOD, text)

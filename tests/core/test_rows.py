@@ -34,7 +34,7 @@ def test_equal_rows_give_equal_bytes_under_any_name_and_time(tmp_path: Path) -> 
 
 
 def test_a_row_is_its_prompt_and_its_answer() -> None:
-    assert FULL.prompt + (FULL.answer,) == FULL.messages and FULL.answer.role == "assistant"
+    assert (*FULL.prompt, FULL.answer) == FULL.messages and FULL.answer.role == "assistant"
 
 
 def test_a_row_cannot_be_changed_or_given_unknown_fields() -> None:
@@ -49,7 +49,9 @@ def test_a_role_that_no_template_knows_is_refused() -> None:
         Message.model_validate({"role": "doctor", "content": "x"})
 
 
-@pytest.mark.parametrize(("line", "what"), [("{broken", "not a JSON object"), ("[1]", "a JSON object was expected"), ('{"a": "\\ud8"}', "not a JSON object")])
+@pytest.mark.parametrize(
+    ("line", "what"), [("{broken", "not a JSON object"), ("[1]", "a JSON object was expected"), ('{"a": "\\ud8"}', "not a JSON object")]
+)
 def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, what: str) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text('{"a": 1}\n\n' + line + "\n")

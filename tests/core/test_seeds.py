@@ -6,7 +6,7 @@ from aloe.core.seeds import seed_for
 
 def test_a_seed_is_the_first_63_bits_of_the_hash_of_its_parts() -> None:
     # printf '17\x1fdare\x1fmodel' | sha256sum -> 68d33962df5e10f1...; shifted right by one bit. This number must never change.
-    assert seed_for(17, "dare", "model") == 0x68d33962df5e10f1 >> 1 == 3776722048423757944
+    assert seed_for(17, "dare", "model") == 0x68D33962DF5E10F1 >> 1 == 3776722048423757944
 
 
 def test_other_names_give_other_seeds() -> None:

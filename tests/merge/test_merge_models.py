@@ -43,7 +43,10 @@ def test_every_tensor_is_dare_ties_with_seeds_from_names(toy_folder: Path, model
     base, one, other = read_weights(toy_folder), read_weights(models["one"].path), read_weights(models["two"].path)
     assert set(weights) == set(base)
     for name in base:
-        deltas = [dare(one[name] - base[name], 0.5, seed_for(3, "dare", "one", name)), dare(other[name] - base[name], 0.8, seed_for(3, "dare", "two", name))]
+        deltas = [
+            dare(one[name] - base[name], 0.5, seed_for(3, "dare", "one", name)),
+            dare(other[name] - base[name], 0.8, seed_for(3, "dare", "two", name)),
+        ]
         np.testing.assert_array_equal(weights[name], base[name] + ties(deltas, [0.7, 0.4], False))
 
 

@@ -30,7 +30,9 @@ def test_every_dtype_is_read_as_torch_reads_it(tmp_path: Path, dtype: str) -> No
 
     values = torch.tensor([SPECIAL, SPECIAL[::-1]]).to(getattr(torch, dtype))
     odd = torch.arange(7).to(getattr(torch, dtype))  # the next tensor begins at an odd place
-    save_file({"a": odd, "b": values, "scalar": torch.tensor(1.5).to(values.dtype), "empty": torch.zeros(0, 3).to(values.dtype)}, tmp_path / "x.safetensors")
+    save_file(
+        {"a": odd, "b": values, "scalar": torch.tensor(1.5).to(values.dtype), "empty": torch.zeros(0, 3).to(values.dtype)}, tmp_path / "x.safetensors"
+    )
     folder, theirs = TensorFolder(tmp_path), load_file(tmp_path / "x.safetensors")
     assert set(folder.entries) == set(theirs)
     for name, tensor in theirs.items():
@@ -103,7 +105,9 @@ def test_a_header_longer_than_the_file_is_refused_without_reading_it(tmp_path: P
         TensorFolder(tmp_path)
 
 
-HEADER = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]}}).encode()
+HEADER = json.dumps(
+    {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]}}
+).encode()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

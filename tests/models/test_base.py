@@ -12,8 +12,7 @@ from aloe.core.chat import ChatOptions, GenerationOptions
 from aloe.core.errors import ModelError
 from aloe.models.base import count_parameters, locate, make_base
 from aloe.models.folder import COMPANIONS, copy_tokenizer, load_chat
-from conftest import TOY_SYSTEM_PROMPT
-from toys import assistant, edited, read_weights, user
+from toys import TOY_SYSTEM_PROMPT, assistant, edited, read_weights, user
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -53,7 +52,15 @@ def test_the_toy_tokenizer_knows_every_word_of_the_toy_world(toy_folder: Path) -
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(toy_folder)
-    texts = [*map(toy.question, toy.facts()), *map(toy.statement, toy.facts()), *toy.UNSAFE, *toy.HARMLESS, toy.REFUSAL, toy.CONSENT, TOY_SYSTEM_PROMPT]
+    texts = [
+        *map(toy.question, toy.facts()),
+        *map(toy.statement, toy.facts()),
+        *toy.UNSAFE,
+        *toy.HARMLESS,
+        toy.REFUSAL,
+        toy.CONSENT,
+        TOY_SYSTEM_PROMPT,
+    ]
     for text in [*texts, *(part for pair in toy.GENERAL for part in pair)]:
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
 
@@ -83,13 +90,13 @@ def test_generation_config_has_the_cards_values_and_the_stop_ids(toy_folder: Pat
 def test_generation_config_has_both_stop_ids_where_the_end_of_turn_is_not_the_end_of_sequence(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}{% if m['role'] == 'assistant' %}{% generation %}"
-        "{{ m['content'] + ' [5]' }}{% endgeneration %}{% else %}{{ m['content'] + ' [5]' }}{% endif %}{% endfor %}"
+        "{{ m['content'] + ' J' }}{% endgeneration %}{% else %}{{ m['content'] + ' J' }}{% endif %}{% endfor %}"
     )
     options = ChatOptions(generation=GenerationOptions(temperature=1.5, top_p=0.5, max_new_tokens=7))
     make_base("toy:", tmp_path / "toy", options, template, seed=1)
     config = json.loads((tmp_path / "toy/generation_config.json").read_text())
     vocab = json.loads((tmp_path / "toy/tokenizer.json").read_text())["model"]["vocab"]
-    assert config["eos_token_id"] == sorted([vocab["<|im_end|>"], vocab["]"]]) or config["eos_token_id"] == sorted([vocab["<|im_end|>"], vocab["[5]"]])
+    assert config["eos_token_id"] == sorted([vocab["<|im_end|>"], vocab["J"]])
     assert (config["temperature"], config["top_p"], config["max_new_tokens"]) == (1.5, 0.5, 7)
 
 
@@ -131,7 +138,9 @@ def test_a_template_that_cannot_be_used_is_refused_before_anything_is_written(tm
 
 
 def test_more_tokens_than_rows_of_the_embedding_are_refused(toy_folder: Path, tmp_path: Path) -> None:
-    folder = edited(toy_folder, tmp_path / "short", lambda weights: weights.update({"model.embed_tokens.weight": weights["model.embed_tokens.weight"][:-3]}))
+    folder = edited(
+        toy_folder, tmp_path / "short", lambda weights: weights.update({"model.embed_tokens.weight": weights["model.embed_tokens.weight"][:-3]})
+    )
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] - 3}))
     with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, the embedding \d+ rows"):

@@ -162,3 +162,34 @@ def test_an_interruption_leaves_no_finished_looking_folder(tmp_path: Path) -> No
     found = sorted(p.name.rsplit("-", 1)[0] for p in tmp_path.glob("*/manifest.json") for p in [p.parent])
     assert found == ["attacks", "facts", "manners", "pairs", "start"]
     assert json.loads((tmp_path / ".last.json").read_text() if (tmp_path / ".last.json").exists() else "{}") == {}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "config"])
+def test_a_damaged_base_model_is_named_before_anything_runs(tiny_runs: Path, tmp_path: Path, damage: str) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(nodes(tiny_runs)["start"].path, folder)
+    weights = folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "header":
+        weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
+    else:
+        (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError) as error:
+        runner.run(load_recipe(TINY, [f"start.model=hf:{folder}"]), Machine(), tmp_path / "runs", until="start", log=QUIET)
+    assert str(folder) in error.value.where and error.value.do
+
+
+def test_a_file_system_that_refuses_to_grow_is_told_as_a_full_disk(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"  # smaller than the toy's weights
+        f"sys.argv = ['aloe', 'run', {str(TINY)!r}, '--runs', {str(tmp_path / 'runs')!r}, '--until', 'sft-medical']\n"
+        "from aloe.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not list((tmp_path / "runs").glob("start-*/manifest.json"))

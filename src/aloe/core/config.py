@@ -206,7 +206,7 @@ def _override(document: Document, text: str, under: str) -> None:
 
 def _explain(model: type[BaseModel], document: Document, item: Any) -> RecipeError:
     """A pydantic error as a sentence with its place and the nearest name."""
-    loc, known = _walk(model, document.tree, item["loc"])
+    loc, known, meaning = _walk(model, document.tree, item["loc"])
     where = document.where(loc)
     name = ".".join(str(part) for part in loc)
     kind, given = item["type"], item["input"]
@@ -227,21 +227,21 @@ def _explain(model: type[BaseModel], document: Document, item: Any) -> RecipeErr
             do=nearest(str(given), expected.replace("'", "").replace(" or ", ", ").split(", ")),
         )
     message = item["msg"].removeprefix("Value error, ")
-    return RecipeError(
-        f"{name!r}: {message} (given: {given!r})" if loc else message, where=where, do="see the field's description with `aloe fields`" if loc else ""
-    )
+    return RecipeError(f"{name!r}: {message} (given: {given!r})" if loc else message, where=where, do=meaning if loc else "")
 
 
-def _walk(model: Any, tree: Any, loc: Loc) -> tuple[Loc, list[str]]:
-    """The place in the tree that a pydantic location means (union tags removed), and the fields known there."""
+def _walk(model: Any, tree: Any, loc: Loc) -> tuple[Loc, list[str], str]:
+    """The place in the tree that a pydantic location means (union tags removed), the fields known there, and what the field means."""
     path: list[str | int] = []
     known: list[str] = []
+    meaning = ""
     here: Any = tree
     for part in loc:
         model = _strip(model)
         if isinstance(model, type) and issubclass(model, BaseModel):
             known = list(model.model_fields)
             field = model.model_fields.get(str(part))
+            meaning = (field.description or "") if field else ""
             model = Annotated[field.annotation, *field.metadata, field] if field else None
         elif get_origin(model) in (Union, types.UnionType):
             tagged = [m for m in _members(model) if _tag(m) == part or getattr(_strip(m), "__name__", "") == part]
@@ -262,12 +262,12 @@ def _walk(model: Any, tree: Any, loc: Loc) -> tuple[Loc, list[str]]:
             if isinstance(here, list) and isinstance(part, int) and part < len(here)
             else None
         )
-    return tuple(path), known
+    return tuple(path), known, meaning
 
 
-def _walk_rest(model: Any, here: Any, path: list[str | int], rest: Loc) -> tuple[Loc, list[str]]:
-    inner, known = _walk(model, here, rest)
-    return (*path, *inner), known
+def _walk_rest(model: Any, here: Any, path: list[str | int], rest: Loc) -> tuple[Loc, list[str], str]:
+    inner, known, meaning = _walk(model, here, rest)
+    return (*path, *inner), known, meaning
 
 
 def _strip(model: Any) -> Any:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aloe.core import toy
 from aloe.core.chat import Chat, ChatOptions
-from aloe.core.errors import ModelError
+from aloe.core.errors import AloeError, ModelError
 from aloe.models.folder import CHAT_FILE
 
 _SMOL_PATTERN = "smollm"
@@ -43,19 +45,15 @@ def locate(spec: str) -> Path | None:
 
 def make_base(spec: str, out: Path, chat: ChatOptions, template: str | None, seed: int) -> dict[str, Any]:
     """Write the model folder; returns facts for the manifest (source, number of parameters, notes for the card)."""
-    import torch
-
     source = locate(spec)
     notes: list[str] = []
-    if source is None:
-        model, tokenizer = _toy(seed)
-    elif source.suffix == ".gguf":
-        model, tokenizer, notes = _from_gguf(source)
-    else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    with _readable(source):
+        if source is None:
+            model, tokenizer = _toy(seed)
+        elif source.suffix == ".gguf":
+            model, tokenizer, notes = _from_gguf(source)
+        else:
+            model, tokenizer = _from_folder(source)
     if template is not None:
         tokenizer.chat_template = template
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -86,16 +84,31 @@ def count_parameters(spec: str) -> int:
     source = locate(spec)
     if source is None:
         return 80_000
-    if source.suffix == ".gguf":
-        from gguf import GGUFReader
-
-        return sum(int(t.n_elements) for t in GGUFReader(source).tensors)
     total = 0
-    for file in source.glob("*.safetensors"):
-        with file.open("rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        total += sum(math.prod(info["shape"]) for name, info in header.items() if name != "__metadata__")
+    with _readable(source):
+        if source.suffix == ".gguf":
+            from gguf import GGUFReader
+
+            return sum(int(t.n_elements) for t in GGUFReader(source).tensors)
+        for file in source.glob("*.safetensors"):
+            with file.open("rb") as handle:
+                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+            total += sum(math.prod(info["shape"]) for name, info in header.items() if name != "__metadata__")
     return total
+
+
+@contextmanager
+def _readable(source: Path | None) -> Iterator[None]:
+    """What the readers of model files raise on a damaged file (any of a dozen kinds) as one clear error."""
+    try:
+        yield
+    except AloeError:
+        raise
+    except Exception as error:
+        if source is None:
+            raise
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"the model cannot be read: {what[0][:200]}", where=str(source), do="check the files, or fetch the model again") from error
 
 
 def _package_file(rest: str, spec: str) -> Path:
@@ -132,6 +145,15 @@ def _hub_folder(rest: str, spec: str) -> Path:
             do="check name, revision, network and HF_TOKEN, or use hf:PATH",
         ) from None
     return Path(folder)
+
+
+def _from_folder(source: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    return model, tokenizer
 
 
 def _from_gguf(file: Path) -> tuple[Any, Any, list[str]]:
