@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,9 +121,6 @@ def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
 def _looked_at(file: Path) -> str:
     """Every row is read, so a broken one is named here and not in the middle of a run."""
     rows = list(source_rows(f"file:{file}"))
-    repeated = [row for row, count in Counter(row.id for row in rows).items() if count > 1]
-    if repeated:
-        raise SourceError(f"the id {repeated[0]!r} stands there more than once", where=str(file), do="give every row its own id, or none")
     if not rows:
         raise SourceError("the file has no rows", where=str(file), do='write {"question": "...", "answer": "..."} a line')
     characters = sum(len(m.content) for row in rows for m in row.messages) / len(rows)

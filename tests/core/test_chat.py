@@ -190,7 +190,7 @@ def on(day: datetime.datetime, monkeypatch: pytest.MonkeyPatch, chat: Chat) -> l
     return chat.prompt_ids((user("a"),))
 
 
-CALLABLE = pytest.mark.xfail(strict=True, raises=ModelError, reason="transformers 5.2x hands templates no callables: strftime_now is then a text")
+CALLABLE: tuple[()] = ()
 
 
 @pytest.mark.parametrize("template", [pytest.param(CLOCK, marks=CALLABLE, id="strftime_now"), pytest.param(DATE_STRING, id="date_string")])
@@ -295,17 +295,13 @@ def test_tools_that_the_template_ignores_are_refused() -> None:
     assert supervised(chat, TALK, tools=(tool,)) == "No, three.<|im_end|>It is so .<|im_end|>"
 
 
-# known gaps
-
-
-@pytest.mark.xfail(strict=True, reason="a marked template whose markers leave out the end of turn is taken: the end is not trained, 'y' is a stop")
 def test_markers_that_leave_out_the_end_of_turn_are_refused() -> None:
     short = MARKED.replace("{{ m['content'] + '<|im_end|>' }}{% endgeneration %}", "{{ m['content'] }}{% endgeneration %}{{ '<|im_end|>' }}")
     chat = Chat(byte_tokenizer(short, ("<|im_start|>", "<|im_end|>")))
-    assert chat.stop_ids() == [chat.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    with pytest.raises(ModelError, match="leave out the end of turn"):
+        chat.stop_ids()
 
 
-@pytest.mark.xfail(strict=True, reason="sentinel rendering gives the assistant's reasoning no weight and says nothing")
 def test_reasoning_is_trained_or_refused() -> None:
     thinking = CHATML.replace("m['content']", "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m['content']")
     chat = Chat(byte_tokenizer(thinking))
@@ -313,7 +309,6 @@ def test_reasoning_is_trained_or_refused() -> None:
         assert "because" in supervised(chat, (user("a"), assistant("b", reasoning="because")))
 
 
-@pytest.mark.xfail(strict=True, reason="arguments of tool calls are not defused")
 def test_a_special_token_in_a_tool_calls_arguments_does_not_become_that_token() -> None:
     calling = MARKED.replace(
         "{% generation %}{{ m['content'] +", "{% generation %}{{ m['content'] + (m.tool_calls | tojson if m.tool_calls else '') +"
@@ -324,7 +319,6 @@ def test_a_special_token_in_a_tool_calls_arguments_does_not_become_that_token() 
     assert ids.count(chat.tokenizer.eos_token_id) == 3  # one a turn
 
 
-@pytest.mark.xfail(strict=True, reason="a template whose generation prompt is no beginning of the row is taken without a word")
 def test_a_generation_prompt_that_differs_from_the_rows_text_is_refused() -> None:
     chat = Chat(byte_tokenizer(CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}")))
     try:
@@ -334,7 +328,6 @@ def test_a_generation_prompt_that_differs_from_the_rows_text_is_refused() -> Non
     assert tokens.ids[: len(prompt)] == prompt
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a tokenizer without an end of sequence ends in a traceback")
 def test_a_tokenizer_without_an_end_of_sequence_is_a_users_error() -> None:
     tokenizer = byte_tokenizer(CHATML)
     tokenizer.eos_token = None

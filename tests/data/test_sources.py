@@ -8,6 +8,7 @@ import pytest
 
 from aloe.core.errors import SourceError
 from aloe.core.rows import Row
+from aloe.data import curate
 from aloe.data.sources import SOURCES, source_files, source_rows
 from aloe.data.starter import COMPLIANCE
 
@@ -235,13 +236,11 @@ def test_a_file_of_another_kind_or_that_is_not_there_is_refused(tmp_path: Path) 
 # known gaps
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="a CSV that is not UTF-8 ends in a traceback")
 def test_a_csv_that_is_not_utf_8_is_a_users_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"mine\.csv"):
         own(tmp_path, "question,answer\nMénière?,b\n".encode("latin-1"), "mine.csv")
 
 
-@pytest.mark.xfail(strict=True, reason="a CSV cell over 131,072 characters ends in a traceback of the csv module")
 def test_a_long_csv_cell_is_read_or_a_users_error(tmp_path: Path) -> None:
     try:
         (row,) = own(tmp_path, "question,answer\na," + "x" * 140_000 + "\n", "mine.csv")
@@ -250,9 +249,15 @@ def test_a_long_csv_cell_is_read_or_a_users_error(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.xfail(strict=True, reason="rows of two own files of one name (in two folders), or two records of one id, share an id")
-def test_own_rows_of_two_files_have_different_ids(tmp_path: Path) -> None:
+def test_two_own_files_of_one_name_are_refused_instead_of_mixed_up(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     one, other = (own(tmp_path / folder, lines({"question": folder, "answer": "x"})) for folder in ("a", "b"))
-    assert one[0].id != other[0].id
+    with pytest.raises(SourceError, match="two sources hold the id"):
+        curate.curate({"file:a/mine.jsonl": (one, None), "file:b/mine.jsonl": (other, None)}, [], 1, lambda _: None)
+
+
+def test_one_id_twice_in_a_file_is_refused_with_its_record(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="twice") as error:
+        own(tmp_path, lines({"id": "a", "question": "q", "answer": "x"}, {"id": "a", "question": "r", "answer": "y"}))
+    assert "record 2" in error.value.where

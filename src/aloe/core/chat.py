@@ -28,6 +28,7 @@ from aloe.core.rows import Message, ToolSchema
 
 BEGIN, END = "\ue0a0", "\ue0a1"  # private-use characters: no template or tokenizer gives them a meaning
 PINNED_DAY = datetime.datetime(2024, 7, 26)  # templates with a clock would give other ids every day; Llama 3.1's own default
+_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _MARK = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 
 _SMOLLM2 = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -78,7 +79,16 @@ class Chat:
         # all_special_tokens has only those with a role (Llama 3's headers and Phi 3's <|end|> have none).
         named = {*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)}
         self._special = sorted((t for t in named if t), key=len, reverse=True)
-        self._marked = marked_template(self.template)
+        marked = marked_template(self.template)
+        self._template = self._pinned(self.template)
+        self._marked = self._pinned(marked) if marked is not None else None
+
+    def _pinned(self, template: str) -> str:
+        """The template with its clock stopped. transformers hands templates no functions of ours, so the text itself is changed."""
+        pinned = _CLOCK.sub(lambda call: repr(PINNED_DAY.strftime(call[2])), template)
+        if "strftime_now(" in pinned:
+            raise ModelError("the chat template asks for the time in a way that cannot be pinned", where=self.name, do="give base.chat_template")
+        return pinned
 
     @property
     def template_hash(self) -> str:
@@ -87,7 +97,7 @@ class Chat:
 
     def text(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, prompt: bool = False) -> str:
         """The conversation as the template writes it; `prompt` adds the beginning of the assistant's next turn."""
-        return self._apply(self.template, self._plain(messages), tools, prompt)
+        return self._apply(self._template, self._plain(messages), tools, prompt)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """Token ids to generate from."""
@@ -98,6 +108,10 @@ class Chat:
         """Ids and loss weights of a conversation that ends with an assistant turn; errors name `row`."""
         assert messages and messages[-1].role == "assistant", "a row ends with the assistant's answer"
         text, spans = self._spans(messages, tools, prompt=False, row=row)
+        # Generation must be able to reach exactly this text from its own prompt.
+        if not text.startswith(self.text(messages[:-1], tools, prompt=True)):
+            where = f"{self.name}, row {row}" if row else self.name
+            raise ModelError("the template's generation prompt is not the beginning of the answer's turn", where=where, do="give base.chat_template")
         ids: list[int] = []
         weights: list[float] = []
         answer_start = 0
@@ -112,6 +126,8 @@ class Chat:
         """Where generation ends: the tokenizer's EOS and the template's end of turn."""
         tokens = self.render((Message(role="user", content="x"), Message(role="assistant", content="y")))
         last = max(i for i, weight in enumerate(tokens.weights) if weight)
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-sequence token", where=self.name, do="use an instruct model's tokenizer")
         return sorted({int(self.tokenizer.eos_token_id), tokens.ids[last]})
 
     def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -123,7 +139,8 @@ class Chat:
             if message.reasoning is not None:
                 plain["reasoning_content"] = self._defuse(message.reasoning)
             if message.tool_calls:
-                plain["tool_calls"] = [{"type": "function", "function": call.model_dump()} for call in message.tool_calls]
+                calls = [{"name": self._defuse(call.name), "arguments": self._defused(call.arguments)} for call in message.tool_calls]
+                plain["tool_calls"] = [{"type": "function", "function": call} for call in calls]
             out.append(plain)
         return out
 
@@ -134,13 +151,21 @@ class Chat:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
+    def _defused(self, value: Any) -> Any:
+        """The same for every text inside a JSON value."""
+        if isinstance(value, str):
+            return self._defuse(value)
+        if isinstance(value, dict):
+            return {self._defuse(key): self._defused(item) for key, item in value.items()}
+        return [self._defused(item) for item in value] if isinstance(value, list) else value
+
     def _apply(self, template: str, plain: list[dict[str, Any]], tools: Sequence[ToolSchema], prompt: bool) -> str:
         schemas = [{"type": "function", "function": tool.model_dump()} for tool in tools] or None
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     plain, tools=schemas, chat_template=template, tokenize=False, add_generation_prompt=prompt,
-                    strftime_now=PINNED_DAY.strftime, date_string=PINNED_DAY.strftime("%d %b %Y"),
+                    date_string=PINNED_DAY.strftime("%d %b %Y"),
                 )
             )  # fmt: skip
         except Exception as error:  # jinja raises what the template's author wished
@@ -149,7 +174,7 @@ class Chat:
     def _spans(self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, prompt: bool, row: str = "") -> tuple[str, list[tuple[int, int]]]:
         """The text, and the character spans that the assistant wrote (end of turn included)."""
         plain = self._plain(messages)
-        text = self._apply(self.template, plain, tools, prompt)
+        text = self._apply(self._template, plain, tools, prompt)
         where = f"{self.name}, row {row}" if row else self.name
         for tool in tools:
             if tool.name not in text:
@@ -160,7 +185,13 @@ class Chat:
             if marked.replace(BEGIN, "").replace(END, "") != text:
                 raise ModelError("the marked chat template gives another text", where=where, do="report this template")
             spans = _marks(marked)
+            if any(not text[a:b].rstrip().endswith(tuple(self._special)) for a, b in spans):
+                do = "put the end-of-turn token before {% endgeneration %}"
+                raise ModelError("the template's markers leave out the end of turn", where=where, do=do)
         else:
+            if any("reasoning_content" in m for m in answers):
+                do = "add {% generation %} markers to the template, or leave reasoning out"
+                raise ModelError("this template has no markers, so reasoning cannot be trained", where=where, do=do)
             spans = self._sentinels(plain, answers, tools, prompt, text, where)
         if len(spans) != len(answers) or any(m["content"].strip() not in text[a:b] for m, (a, b) in zip(answers, spans, strict=True)):
             raise ModelError("the chat template leaves out an assistant's turn", where=where, do="use a template that keeps every answer")
@@ -171,7 +202,7 @@ class Chat:
     ) -> list[tuple[int, int]]:
         """Spans by alignment: answers are replaced by marks of their number and the texts compared piece by piece."""
         names = {id(m): f"{BEGIN}{n}{END}" for n, m in enumerate(answers)}
-        frame = self._apply(self.template, [{**m, "content": names.get(id(m), m["content"])} for m in plain], tools, prompt)
+        frame = self._apply(self._template, [{**m, "content": names.get(id(m), m["content"])} for m in plain], tools, prompt)
         spans, at, rest = [], 0, frame
         for message in answers:
             before, mark, rest = rest.partition(names[id(message)])

@@ -35,8 +35,15 @@ def read_json(path: Path) -> Any:
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """The records of a CSV file with a header."""
+    csv.field_size_limit(2**31 - 1)  # a clinical note may be longer than the module's 131,072 characters
+    number = 0
     with path.open(newline="", encoding="utf-8-sig") as lines:  # Excel puts a byte order mark in front
-        yield from csv.DictReader(lines)
+        try:
+            for record in csv.DictReader(lines):
+                number += 1
+                yield record
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise SourceError(f"not a CSV file in UTF-8: {error}", where=f"{path}, after record {number}", do="save it as UTF-8 CSV") from None
 
 
 def only_split(task: str, split: str, known: tuple[str, ...] = ("test",)) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from aloe.core.errors import SourceError
 from aloe.core.rows import Drop, Message, Row, Step
 from aloe.core.seeds import seed_for
 
@@ -119,7 +120,8 @@ def curate(sources: Mapping[str, tuple[Iterable[Row], int | None]], steps: Seque
             watch(name)
             for row in rows:
                 counts[name]["read"] += 1
-                owner[row.id] = name
+                if owner.setdefault(row.id, name) != name:
+                    raise SourceError(f"two sources hold the id {row.id!r}", where=f"{owner[row.id]} and {name}", do="rename one of the files")
                 yield row
 
     drops: list[Drop] = []

@@ -168,7 +168,8 @@ SOURCES: dict[str, Source] = {
 
 def _own_rows(file: Path) -> Iterator[Row]:
     """A user's rows: {"question", "answer"[, "rejected", "id", "category"]} or {"messages": [...]}; csv with the same columns."""
-    name = f"file:{file.name}"
+    # The name without its folder: rows are drawn and ordered by their id, and that must not change when a folder moves.
+    name, seen = f"file:{file.name}", set[str]()
     records: Iterator[dict[str, Any]] = read_jsonl(file) if file.suffix == ".jsonl" else read_csv(file)
     for number, record in enumerate(records, 1):
         messages = record.get("messages") or [
@@ -188,6 +189,11 @@ def _own_rows(file: Path) -> Iterator[Row]:
             raise SourceError(
                 f"{at}: {problem['msg']}", where=f"{file}, record {number}", do='write {"question": "...", "answer": "..."} or {"messages": [...]}'
             ) from None
+        if row.id in seen:
+            raise SourceError(
+                f"the id {row.id!r} stands there more than once", where=f"{file}, record {number}", do="give every row its own id, or none"
+            )
+        seen.add(row.id)
         if row.answer.role != "assistant":
             raise SourceError("the last message is not the assistant's", where=f"{file}, record {number}", do="end the conversation with an answer")
         yield row

@@ -77,5 +77,9 @@ def _check_fit(base: TensorFolder, model: TensorFolder, name: str) -> None:
 
 
 def _vocabulary(folder: Path) -> Any:
+    """The tokenizer's own vocabulary and the tokens added to it."""
     file = folder / "tokenizer.json"
-    return json.loads(file.read_text())["model"].get("vocab") if file.is_file() else None
+    if not file.is_file():
+        return None
+    tokenizer = json.loads(file.read_text())
+    return tokenizer["model"].get("vocab"), tokenizer.get("added_tokens")

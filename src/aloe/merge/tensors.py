@@ -84,3 +84,4 @@ def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: It
         for name, tensor in tensors:
             assert name == next(names) and tensor.shape == shapes[name] and tensor.dtype == np.float32
             out.write(np.ascontiguousarray(tensor).data)
+        assert next(names, None) is None, "a tensor never came"

@@ -9,14 +9,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aloe.core import toy
 from aloe.core.chat import Chat, ChatOptions
-from aloe.core.errors import AloeError, ModelError
+from aloe.core.errors import ModelError
 from aloe.models.folder import CHAT_FILE
 
 _SMOL_PATTERN = "smollm"
@@ -47,13 +45,15 @@ def make_base(spec: str, out: Path, chat: ChatOptions, template: str | None, see
     """Write the model folder; returns facts for the manifest (source, number of parameters, notes for the card)."""
     source = locate(spec)
     notes: list[str] = []
-    with _readable(source):
-        if source is None:
-            model, tokenizer = _toy(seed)
-        elif source.suffix == ".gguf":
+    if source is None:
+        model, tokenizer = _toy(seed)
+    elif source.suffix == ".gguf":
+        from aloe.models.load import readable
+
+        with readable(source):
             model, tokenizer, notes = _from_gguf(source)
-        else:
-            model, tokenizer = _from_folder(source)
+    else:
+        model, tokenizer = _from_folder(source)
     if template is not None:
         tokenizer.chat_template = template
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -81,34 +81,26 @@ def save_folder(model: Any, tokenizer: Any, chat: ChatOptions, out: Path, name: 
 
 def count_parameters(spec: str) -> int:
     """Parameters of a model, from the headers alone (tied embeddings counted once, as they are stored)."""
+    from safetensors import SafetensorError
+
     source = locate(spec)
     if source is None:
         return 80_000
-    total = 0
-    with _readable(source):
+    try:
         if source.suffix == ".gguf":
             from gguf import GGUFReader
 
             return sum(int(t.n_elements) for t in GGUFReader(source).tensors)
-        for file in source.glob("*.safetensors"):
-            with file.open("rb") as handle:
-                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-            total += sum(math.prod(info["shape"]) for name, info in header.items() if name != "__metadata__")
-    return total
+        return sum(_count(file) for file in source.glob("*.safetensors"))
+    except (ValueError, KeyError, IndexError, OSError, SafetensorError) as error:
+        raise ModelError(f"the model cannot be read: {error}", where=str(source), do="fetch the model again") from error
 
 
-@contextmanager
-def _readable(source: Path | None) -> Iterator[None]:
-    """What the readers of model files raise on a damaged file (any of a dozen kinds) as one clear error."""
-    try:
-        yield
-    except AloeError:
-        raise
-    except Exception as error:
-        if source is None:
-            raise
-        what = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"the model cannot be read: {what[0][:200]}", where=str(source), do="check the files, or fetch the model again") from error
+def _count(file: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (not a dict)
 
 
 def _package_file(rest: str, spec: str) -> Path:
@@ -149,11 +141,10 @@ def _hub_folder(rest: str, spec: str) -> Path:
 
 def _from_folder(source: Path) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    return model, tokenizer
+    from aloe.models.load import load_model, load_tokenizer
+
+    return load_model(source, torch.float32), load_tokenizer(source)
 
 
 def _from_gguf(file: Path) -> tuple[Any, Any, list[str]]:

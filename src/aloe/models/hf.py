@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from aloe.core.config import Machine
@@ -16,6 +15,7 @@ from aloe.core.errors import ModelError
 from aloe.core.seeds import seed_for
 from aloe.models.attention import Segment, hidden_states, token_logps
 from aloe.models.folder import load_chat
+from aloe.models.load import load_model, load_tokenizer
 from aloe.models.model import Delta, Generate, Reply, Request, Sampling, Score
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,15 +34,8 @@ class HfModel:
     """Greedy or seeded sampling; log-likelihoods in float32 over logits of the compute dtype."""
 
     def __init__(self, path: Path, machine: Machine, dtype: str = "fp32") -> None:
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, local_files_only=True
-            ).eval()
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"the model cannot be loaded: {str(error).splitlines()[0]}", where=str(path), do="check the folder, or make it again"
-            ) from error
+        self.tokenizer = load_tokenizer(path)
+        self.model: Any = load_model(path, DTYPES[dtype]).eval()
         self.chat = load_chat(path, self.tokenizer)
         self.name, self.machine = path.name, machine
         self.stop_ids = self.chat.stop_ids()
@@ -60,22 +53,25 @@ class HfModel:
 
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:
         """The reply as it grows; characters that are not complete yet are held back."""
-        said = ""
-        ids: list[int] = []
-        with torch.inference_mode():
-            for tokens in self._tokens([self._prompt(request)], [request.sampling]):
-                if cancel.is_set():
-                    return
-                ids.append(tokens[0])
-                text = self._text(ids)
-                cut = _cut(text, request.sampling.stop)
-                if cut is not None:
-                    yield Delta(text[len(said) : cut], "stop")
-                    return
-                if not text.endswith("\ufffd"):
-                    yield Delta(text[len(said) :])
-                    said = text
-        yield Delta(self._text(ids)[len(said) :], "stop" if ids and ids[-1] in self.stop_ids else "length")
+        said, ids, stops = "", list[int](), request.sampling.stop
+        held = max((len(stop) - 1 for stop in stops), default=0)  # the beginning of a stop string must not be said
+        steps = self._tokens([self._prompt(request)], [request.sampling])
+        while not cancel.is_set():
+            with torch.inference_mode():  # not around the yields: the caller's own code runs there
+                tokens = next(steps, None)
+            if tokens is None:
+                yield Delta(self._text(ids)[len(said) :], "stop" if ids and ids[-1] in self.stop_ids else "length")
+                return
+            ids.append(tokens[0])
+            text = self._text(ids)
+            cut = _cut(text, stops)
+            if cut is not None:
+                yield Delta(text[len(said) : cut], "stop")
+                return
+            ready = text[: len(text) - held] if held else text
+            if len(ready) > len(said) and not text.endswith("\ufffd"):
+                yield Delta(ready[len(said) :])
+                said = ready
 
     def _prompt(self, request: Request) -> list[int]:
         ids = self.chat.prompt_ids(request.messages)
@@ -92,7 +88,18 @@ class HfModel:
         options: list[_Option] = []
         for number, (_, request) in enumerate(requests):
             prompt = self._prompt(request)
-            ids = self.tokenizer(list(request.options), add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(list(request.options), add_special_tokens=False)["input_ids"] if request.options else []
+            if any(not option for option in ids):
+                raise ModelError("an option to score has no tokens", where=self.name, do="give every option a text")
+            longest = max((len(option) for option in ids), default=0)
+            if len(prompt) + longest - 1 > self.limit:
+                raise ModelError(
+                    f"a prompt of {len(prompt)} tokens with an option of {longest} is over the model's limit of {self.limit}",
+                    where=self.name,
+                    do="use shorter options or fewer passages",
+                )
+            if not ids:
+                yield requests[number][0], Reply(num_prompt_tokens=len(prompt))
             options += [_Option(number, k, prompt, list(option)) for k, option in enumerate(ids)]
         found: dict[int, dict[int, float]] = {}
         groups = _by_prompt(options)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aloe.core.config import Machine
 from aloe.core.log import Log
 from aloe.core.rows import Row
 from aloe.models.folder import copy_tokenizer, load_chat
+from aloe.models.load import load_model, load_tokenizer
 from aloe.train.batches import render_rows
 from aloe.train.loop import train
 from aloe.train.objectives import Sft
@@ -21,9 +21,7 @@ from aloe.train.options import TrainOptions
 
 def open_for_training(folder: Path) -> tuple[Any, Any]:
     """The model in fp32 and its renderer."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True)
-    return model, load_chat(folder, tokenizer)
+    return load_model(folder, torch.float32), load_chat(folder, load_tokenizer(folder))
 
 
 def save_trained(model: Any, start: Path, out: Path) -> None:

@@ -1,0 +1,44 @@
+"""Weights and tokenizer of a model folder: safetensors only, nothing from the hub, nothing filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aloe.core.errors import AloeError, ModelError
+
+
+@contextmanager
+def readable(source: Path) -> Iterator[None]:
+    """What the readers of model files raise on a damaged file (any of a dozen kinds) as one clear error."""
+    try:
+        yield
+    except AloeError:
+        raise
+    except Exception as error:
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"the model cannot be read: {what[0][:200]}", where=str(source), do="check the files, or fetch or make the model again"
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer."""
+    with readable(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def load_model(folder: Path, dtype: Any) -> Any:
+    """The model in `dtype`. A tensor that is not in the files is an error: transformers would draw it at random."""
+    with readable(folder):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
+        )
+    missing = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    if missing:
+        raise ModelError(f"the weights lack {len(missing)} tensors: {', '.join(missing[:4])}", where=str(folder), do="fetch or make the model again")
+    return model
