@@ -195,6 +195,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # typer's way to say that Ctrl-C was pressed
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except AloeError as error:
         print(f"aloe: {error}", file=sys.stderr)

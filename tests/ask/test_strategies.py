@@ -71,7 +71,7 @@ def test_without_passages_the_index_is_not_asked() -> None:
 
 
 def test_every_listed_name_can_be_built() -> None:
-    assert names() == ["letters", "letters+passages", "direct", "direct+passages"]
+    assert names()[:4] == ["letters", "letters+passages", "direct", "direct+passages"]
     for name in names():
         build(name, max_tokens=1, index=Shelf(), k=1)
 

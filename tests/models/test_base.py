@@ -90,13 +90,14 @@ def test_generation_config_has_the_cards_values_and_the_stop_ids(toy_folder: Pat
 def test_generation_config_has_both_stop_ids_where_the_end_of_turn_is_not_the_end_of_sequence(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}{% if m['role'] == 'assistant' %}{% generation %}"
-        "{{ m['content'] + ' J' }}{% endgeneration %}{% else %}{{ m['content'] + ' J' }}{% endif %}{% endfor %}"
+        "{{ m['content'] + '<unk>' }}{% endgeneration %}{% else %}{{ m['content'] + '<unk>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
     )
     options = ChatOptions(generation=GenerationOptions(temperature=1.5, top_p=0.5, max_new_tokens=7))
     make_base("toy:", tmp_path / "toy", options, template, seed=1)
     config = json.loads((tmp_path / "toy/generation_config.json").read_text())
     vocab = json.loads((tmp_path / "toy/tokenizer.json").read_text())["model"]["vocab"]
-    assert config["eos_token_id"] == sorted([vocab["<|im_end|>"], vocab["J"]])
+    assert config["eos_token_id"] == sorted([vocab["<|im_end|>"], vocab["<unk>"]])
     assert (config["temperature"], config["top_p"], config["max_new_tokens"]) == (1.5, 0.5, 7)
 
 

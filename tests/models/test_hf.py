@@ -330,7 +330,7 @@ def test_the_folders_system_prompt_is_put_in_front(model: HfModel) -> None:
 
 
 def test_a_folder_that_is_not_there_is_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the model cannot be loaded"):
+    with pytest.raises(ModelError, match="the model cannot be read"):
         HfModel(tmp_path / "none", Machine())
 
 

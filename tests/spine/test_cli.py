@@ -44,7 +44,7 @@ def test_a_typo_names_the_place_and_the_nearest_name(tmp_path: Path) -> None:
         (["run", "recipes/tiny.yaml", "merged.density=half"], "command line: merged.density=half"),
         (["run", "recipes/tiny.yaml", "--until", "saef"], "did you mean 'safe'?"),
         (["run", "recipes/tiny.yaml", "--on", "nowhere.yaml"], "nowhere.yaml"),
-        (["run"], "RECIPE"),
+        (["run"], "recipe"),
         (["rum", "recipes/tiny.yaml"], "rum"),
         (["why", "merged", "--runs", "no-runs"], "nothing has been run"),
         (["verify", "no-runs"], "no such runs folder"),

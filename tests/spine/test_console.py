@@ -9,9 +9,12 @@ import pytest
 
 from aloe.cli import main
 from aloe.console import PlainLines, Progress
+from aloe.core.config import Machine
 from aloe.core.errors import SourceError
+from aloe.core.log import QUIET
 from aloe.init import init
 from aloe.recipe import load_recipe
+from aloe.runner import run
 
 
 def test_time_left_comes_from_the_running_stage_and_the_plan_of_the_others() -> None:
@@ -49,11 +52,8 @@ def test_init_writes_a_recipe_that_loads_and_reads_the_users_files(tmp_path: Pat
     own_data(tmp_path / "mine")
     lines = list(init(tmp_path / "mine"))
     assert any("1 rows" in line for line in lines) and any("documents" in line for line in lines)
-    recipe = load_recipe(tmp_path / "mine/recipe.yaml")
-    from aloe.core.config import Machine
-    from aloe.core.log import QUIET
-    from aloe.runner import run
-
+    # The toy stands in for the real base model, which takes half a minute to convert.
+    recipe = load_recipe(tmp_path / "mine/recipe.yaml", ["start.model=toy:"])
     run(recipe, Machine(), tmp_path / "runs", until="own-rows", log=QUIET)
     counts = json.loads(next((tmp_path / "runs").glob("own-rows-*/counts.json")).read_text())
     assert sum(c["kept"] for c in counts.values()) == 2

@@ -6,6 +6,7 @@ A field without an entry in CHANGES fails: whoever adds a field says here what i
 from __future__ import annotations
 
 import hashlib
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 
 from aloe import runner
 from aloe.artifact import Artifact, HashMemo, read_manifest
+from aloe.core import toy
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError
 from aloe.core.log import QUIET
@@ -29,22 +31,22 @@ seed: 17
 stages:
   start: {kind: base, model: "toy:", name: toy, licence: Apache-2.0}
   other: {kind: base, model: "toy:", name: toy, licence: Apache-2.0, chat: {system_prompt: You are a test model .}}
-  facts: {kind: curate, sources: {toy-facts: {n: 24}}, avoid: [toy-choice], max_characters: 400}
+  facts: {kind: curate, sources: {toy-facts: {n: 24}, "file:ROWS": {}}, avoid: [toy-open], max_characters: 400}
   manners: {kind: curate, sources: {toy-general: {}}}
-  pairs: {kind: curate, sources: {toy-pairs: {n: 12}}}
+  pairs: {kind: curate, sources: {toy-pairs: {n: 8}, toy-safety: {n: 6}}}
   attacks: {kind: curate, sources: {toy-safety: {}}}
   sft: {kind: sft, base: start, data: facts, train: &train {lr: 3e-3, global_batch: 8, max_length: 128, warmup_steps: 1, clip_norm: 0.5, dtype: fp32}}
   sft2: {kind: sft, base: start, data: manners, train: *train}
   merged: {kind: merge, base: start, models: {sft: {weight: 0.7}, sft2: {weight: 0.5}}, density: 0.8}
-  dpo: {kind: dpo, base: merged, data: pairs, chunks: 2, train: *train}
-  library: {kind: index, corpora: ["folder:DOCS"], embedder: hashing}
+  dpo: {kind: dpo, base: merged, data: pairs, chunks: 2, train: {lr: 3e-3, global_batch: 2, max_length: 128, warmup_steps: 1, clip_norm: 0.5, dtype: fp32}}
+  library: {kind: index, corpora: ["folder:DOCS"], embedder: hashing, passage_words: 30}
   toys: {kind: index, corpora: [toy], embedder: hashing}
   scores:
     kind: evaluate
     models: [start, dpo]
     index: library
-    retrieval: {k: 2}
-    tasks: [{task: toy-choice, n: 6, strategies: [letters+passages, direct], max_tokens: 4}]
+    retrieval: {k: 8}
+    tasks: [{task: toy-choice, n: 20, strategies: [letters+passages, direct], max_tokens: 4}]
   report: {kind: report, model: dpo, scores: [scores], title: t, authors: a, licence: Apache-2.0}
 """
 
@@ -57,24 +59,24 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model": "hf:OTHER", "name": "another", "licence": "MIT", "chat.system_prompt": "Be kind .", "chat.generation.max_new_tokens": 7,
         "chat.generation.do_sample": False, "chat.generation.temperature": 0.7, "chat.generation.top_p": 0.8, "chat_template": "TEMPLATE",
     },
-    "facts": {"sources": {"toy-general": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": [], "max_characters": 90},
+    "facts": {"sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": ["toy-choice"], "max_characters": 100},
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
         "base": "other", "models": {"sft": {"weight": 0.7}}, "models.*.weight": 0.3, "models.*.density": 0.5, "density": 0.5, "rescale": "l1", "normalise": True, "scale": 0.5,
     },
-    "dpo": {"base": "sft", "data": "attacks", **TRAIN, "beta": 0.5, "chunks": 3, "reference": "previous_chunk"},
+    "dpo": {"base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "beta": 0.5, "chunks": 3, "reference": "previous_chunk"},
     "library": {"corpora": ["toy"], "embedder": "none", "passage_words": 20},
     "scores": {
         "models": ["start", "merged"], "tasks": [{"task": "toy-open", "strategies": ["direct"]}], "tasks.*.task": "toy-open", "tasks.*.n": 5,
-        "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",
+        "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "index": "toys", "retrieval.k": 1, "retrieval.mode": "vector", "dtype": "bf16",
     },
     "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
 }  # fmt: skip
 EXTRA = {  # fields that only matter together with another
-    ("sft", "train.over_length"): {"train.max_length": 30, "train.over_length": "truncate"},
-    ("dpo", "train.over_length"): {"train.max_length": 30, "train.over_length": "truncate"},
+    ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
+    ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
 }
-REFUSED = {("merged", "base"), ("scores", "tasks.*.task")}  # another base leaves other deltas; letters do not fit an open task
+REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
 
 
 def paths(model: Any, prefix: str = "") -> Iterator[str]:
@@ -107,13 +109,16 @@ class World:
         (docs / "a.txt").write_text(
             " ".join(f"The pill number {n} is kept in the {c} box of the ward." for n, c in enumerate(["red", "blue", "green", "white"] * 12))
         )
-        (root / "r.yaml").write_text(BASE.replace("DOCS", str(docs)))
+        (docs / "b.txt").write_text(" ".join(f"What colour is the pill {name} ? The pill {name} is {colour} ." for name, colour in toy.facts()[:30]))
+        rows = [{"id": n, "question": "Who  was  here ?", "answer": "The ward ."} for n in range(2)]  # equal rows, double spaces
+        (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        (root / "r.yaml").write_text(BASE.replace("DOCS", str(docs)).replace("ROWS", str(root / "rows.jsonl")))
         self.root, self.runs = root, root / "runs"
         self.recipe = load_recipe(root / "r.yaml")
         runner.run(self.recipe, Machine(threads=1), self.runs, log=QUIET)
         self.nodes = {n.name: n for n in runner.plan(self.recipe, self.runs, HashMemo(root / "memo"))}
         other = self.root / "template.jinja"
-        other.write_text((self.nodes["start"].path / "chat_template.jinja").read_text().replace("'\n'", "' '"))
+        other.write_text((self.nodes["start"].path / "chat_template.jinja").read_text() + "{# other #}")
         self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other)}
 
     def changed(self, stage: str, changes: dict[str, Any]) -> AnyStage:
@@ -124,7 +129,7 @@ class World:
             for part in parents:
                 here = (next(iter(here.values())) if isinstance(here, dict) else here[0]) if part == "*" else here[part]
             here[last] = self.words.get(value, value) if isinstance(value, str) else value
-        return type(self.recipe.stages[stage]).model_validate_json(__import__("json").dumps(tree))
+        return type(self.recipe.stages[stage]).model_validate_json(json.dumps(tree))
 
     def outputs(self, name: str, stage: AnyStage, tag: str) -> dict[str, str]:
         """sha256 by file; LanceDB's own files have random names and are left out."""

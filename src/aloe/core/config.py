@@ -89,7 +89,9 @@ def validate(model: type[M], document: Document) -> M:
         # Strict JSON mode, unlike strict Python mode, still takes lists for tuples and strings for paths.
         return model.model_validate_json(json.dumps(document.tree))
     except ValidationError as error:
-        problems = [_explain(model, document, item) for item in error.errors()]
+        # A misspelt field is also a missing one: the misspelling explains both.
+        items = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        problems = [_explain(model, document, item) for item in items]
     first, rest = problems[0], problems[1:]
     if rest:
         first.what += "".join(f"\n  also:  {p.what} ({p.where})" for p in rest[:5])
