@@ -53,7 +53,7 @@ def test_init_writes_a_recipe_that_loads_and_reads_the_users_files(tmp_path: Pat
     lines = list(init(tmp_path / "mine"))
     assert any("1 rows" in line for line in lines) and any("documents" in line for line in lines)
     # The toy stands in for the real base model, which takes half a minute to convert.
-    recipe = load_recipe(tmp_path / "mine/recipe.yaml", ["start.model=toy:"])
+    recipe = load_recipe(tmp_path / "mine/recipe.yaml", ["start.model='toy:'"])
     run(recipe, Machine(), tmp_path / "runs", until="own-rows", log=QUIET)
     counts = json.loads(next((tmp_path / "runs").glob("own-rows-*/counts.json")).read_text())
     assert sum(c["kept"] for c in counts.values()) == 2

@@ -45,7 +45,7 @@ stages:
     kind: evaluate
     models: [start, dpo]
     index: library
-    retrieval: {k: 8}
+    retrieval: {k: 3}
     tasks: [{task: toy-choice, n: 20, strategies: [letters+passages, direct], max_tokens: 4}]
   report: {kind: report, model: dpo, scores: [scores], title: t, authors: a, licence: Apache-2.0}
 """
@@ -68,7 +68,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "library": {"corpora": ["toy"], "embedder": "none", "passage_words": 20},
     "scores": {
         "models": ["start", "merged"], "tasks": [{"task": "toy-open", "strategies": ["direct"]}], "tasks.*.task": "toy-open", "tasks.*.n": 5,
-        "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "index": "toys", "retrieval.k": 1, "retrieval.mode": "vector", "dtype": "bf16",
+        "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",
     },
     "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
 }  # fmt: skip
@@ -109,7 +109,9 @@ class World:
         (docs / "a.txt").write_text(
             " ".join(f"The pill number {n} is kept in the {c} box of the ward." for n, c in enumerate(["red", "blue", "green", "white"] * 12))
         )
-        (docs / "b.txt").write_text(" ".join(f"What colour is the pill {name} ? The pill {name} is {colour} ." for name, colour in toy.facts()[:30]))
+        # Names for the full text, fillers of many lengths for the vectors: so that the two rank differently.
+        told = (f"{'so they say and repeat ' * (n % 6)}the pill {fact.name} is {fact.colour} ." for n, fact in enumerate(toy.facts()))
+        (docs / "b.txt").write_text("\n\n".join(told))
         rows = [{"id": n, "question": "Who  was  here ?", "answer": "The ward ."} for n in range(2)]  # equal rows, double spaces
         (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         (root / "r.yaml").write_text(BASE.replace("DOCS", str(docs)).replace("ROWS", str(root / "rows.jsonl")))
