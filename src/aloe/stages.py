@@ -301,6 +301,8 @@ class Dpo(Stage):
     data: str
     train: TrainOptions
     beta: float = Field(default=0.1, gt=0)
+    nll: float = Field(default=0.0, ge=0)
+    """Weight of the chosen answer's negative log-likelihood a token, added to each pair's loss."""
     chunks: int = Field(default=1, ge=1)
     reference: Literal["start", "previous_chunk"] = "start"
     """Whose log-probabilities a chunk is measured against; the published recipe does not say which."""
@@ -317,7 +319,7 @@ class Dpo(Stage):
 
         rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
         return train_dpo(
-            inputs["base"].path, rows, self.train, beta=self.beta, chunks=self.chunks, reference=self.reference,
+            inputs["base"].path, rows, self.train, beta=self.beta, nll=self.nll, chunks=self.chunks, reference=self.reference,
             out=out, work=context.work, machine=context.machine, seed=context.seed, log=context.log, label=context.name,
         )  # fmt: skip
 

@@ -64,7 +64,7 @@ def sft(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, A
 def dpo(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     (out / ".work").mkdir(exist_ok=True)
-    arguments: dict[str, Any] = {"beta": 0.1, "chunks": 3, "reference": "start", **changes}
+    arguments: dict[str, Any] = {"beta": 0.1, "nll": 0.0, "chunks": 3, "reference": "start", **changes}
     return train_dpo(
         start, rows_of("toy-pairs", 30), OPTIONS, out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="dpo", **arguments
     )
@@ -148,4 +148,4 @@ def test_dpo_refuses_rows_without_a_rejected_answer_and_more_chunks_than_pairs(t
     with pytest.raises(AloeError, match="cannot be split"):
         dpo(toy_folder, tmp_path, chunks=31)
     with pytest.raises(AloeError, match="no rejected answer"):
-        train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, beta=0.1, chunks=1, reference="start", out=tmp_path, work=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip
+        train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, beta=0.1, nll=0.0, chunks=1, reference="start", out=tmp_path, work=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip

@@ -100,6 +100,19 @@ def test_dpo_of_a_model_against_itself_is_ln_2_with_no_margin(toy_model: tuple[A
     assert loss.metrics["margin"] == pytest.approx(0, abs=1e-5)
 
 
+def test_the_nll_term_is_the_chosen_answers_mean_token_loss(toy_model: tuple[Any, Chat]) -> None:
+    model, chat = toy_model
+    examples = examples_of([row(n, rejected="no .") for n in range(3)], chat)
+    batch = pack(examples)
+    with torch.no_grad():
+        logps = answer_logps(model, batch)
+        reference = {r: (c, w) for r, (c, w) in zip(batch.row_ids, logps.tolist(), strict=True)}
+        loss = Dpo(0.1, reference, nll=0.5).loss(model, batch)
+    expected = 3 * math.log(2) - 0.5 * sum(float(c) / len(e.answers[0]) for (c, _), e in zip(logps, examples, strict=True))
+    assert float(loss.total) == pytest.approx(expected, abs=1e-4)
+    assert loss.metrics["dpo"] == pytest.approx(3 * math.log(2), abs=1e-5)
+
+
 def test_gradients_do_not_depend_on_how_a_global_batch_is_cut(toy_model: tuple[Any, Chat]) -> None:
     model, chat = toy_model
     examples = examples_of([row(n) for n in range(8)], chat)

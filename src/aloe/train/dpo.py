@@ -28,7 +28,7 @@ Reference = dict[str, tuple[float, float]]
 
 
 def train_dpo(
-    start: Path, rows: Sequence[Row], options: TrainOptions, *, beta: float, chunks: int, reference: Literal["start", "previous_chunk"],
+    start: Path, rows: Sequence[Row], options: TrainOptions, *, beta: float, nll: float, chunks: int, reference: Literal["start", "previous_chunk"],
     out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str,
 ) -> dict[str, Any]:  # fmt: skip
     """One pass of the loop a chunk; the model of a chunk starts the next. Writes reference.jsonl beside the weights."""
@@ -61,7 +61,7 @@ def train_dpo(
             (work / "reference.new").rename(work / "reference.jsonl")
         report = train(
             model,
-            Dpo(beta, known),
+            Dpo(beta, known, nll),
             part,
             options,
             machine=machine,
@@ -115,9 +115,9 @@ def _first_epoch(part: list[Example], options: TrainOptions, seed: int) -> list[
 
 def _check_first_step(point: dict[str, float], label: str) -> None:
     """Policy and reference are the same model in the same batches: the margin is 0 and the loss ln 2, or a number is wrong."""
-    if abs(point["margin"]) > 1e-3 or abs(point["loss"] - math.log(2)) > 1e-3:
+    if abs(point["margin"]) > 1e-3 or abs(point["dpo"] - math.log(2)) > 1e-3:
         raise SourceError(
-            f"the first step's margin is {point['margin']:.6f} and its loss {point['loss']:.6f}, not 0 and ln 2",
+            f"the first step's margin is {point['margin']:.6f} and its DPO term {point['dpo']:.6f}, not 0 and ln 2",
             where=label,
             do="report this: reference and policy differ at the start",
         )

@@ -136,12 +136,16 @@ def dpo_losses(policy_B2: torch.Tensor, reference_B2: torch.Tensor, beta: float)
 
 
 class Dpo:
-    """Direct preference optimisation against log-probabilities computed once by the reference."""
+    """Direct preference optimisation against log-probabilities computed once by the reference.
+
+    `nll` adds that much of the chosen answer's negative log-likelihood a token (Pang et al. 2024, eq. 2): DPO alone may lower
+    both answers' probability as long as the worse one falls faster. Both terms are counted a pair.
+    """
 
     unit = "pairs"
 
-    def __init__(self, beta: float, reference: Mapping[str, tuple[float, float]]) -> None:
-        self.beta, self.reference = beta, reference
+    def __init__(self, beta: float, reference: Mapping[str, tuple[float, float]], nll: float = 0.0) -> None:
+        self.beta, self.reference, self.nll = beta, reference, nll
 
     def count(self, examples: Sequence[Example]) -> float:
         """Pairs."""
@@ -152,9 +156,13 @@ class Dpo:
         return pack(examples)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        """Sigmoid loss, summed; metrics: sums of margins and of pairs ranked right."""
+        """Both terms, summed; metrics: sums of the DPO term, of margins and of pairs ranked right."""
         policy_B2 = answer_logps(model, batch)
         reference_B2 = torch.tensor([self.reference[row] for row in batch.row_ids])
         losses_B, margins_B = dpo_losses(policy_B2, reference_B2, self.beta)
-        metrics = {"margin": float(margins_B.detach().sum()), "accuracy": float((margins_B > 0).sum())}
-        return Loss(losses_B.sum(), metrics)
+        total = losses_B.sum()
+        if self.nll:
+            lengths_B = torch.bincount(batch.owners_N, minlength=2 * len(batch.row_ids)).view(-1, 2)[:, 0]
+            total = total - self.nll * (policy_B2[:, 0] / lengths_B).sum()
+        known = margins_B.detach()
+        return Loss(total, {"dpo": float(losses_B.detach().sum()), "margin": float(known.sum()), "accuracy": float((known > 0).sum())})
