@@ -140,6 +140,7 @@ class Curate(Stage):
     """Raw records to rows; every row that leaves has a reason."""
 
     kind: Literal["curate"]
+    version: ClassVar[int] = 2  # 2: `avoid` compares a stem's last word whole
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
     """Source name (see data/sources.py) or file:PATH.jsonl -> how much of it."""

@@ -149,3 +149,12 @@ def test_dpo_refuses_rows_without_a_rejected_answer_and_more_chunks_than_pairs(t
         dpo(toy_folder, tmp_path, chunks=31)
     with pytest.raises(AloeError, match="no rejected answer"):
         train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, beta=0.1, nll=0.0, chunks=1, reference="start", out=tmp_path, work=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip
+
+
+def test_sft_on_preference_rows_teaches_the_better_answer_alone(toy_folder: Path, tmp_path: Path) -> None:
+    pairs = rows_of("toy-pairs", 12)
+    plain = [row.model_copy(update={"rejected": None}) for row in pairs]
+    for name, rows in (("pairs", pairs), ("plain", plain)):
+        (tmp_path / name).mkdir()
+        train_sft(toy_folder, rows, OPTIONS, out=tmp_path / name, work=tmp_path / name, machine=MACHINE, seed=1, log=QUIET, label="x")
+    assert sha256_file(tmp_path / "pairs/model.safetensors") == sha256_file(tmp_path / "plain/model.safetensors")

@@ -79,7 +79,7 @@ def _contained(text: str, heads: Mapping[tuple[str, ...], list[tuple[str, str]]]
         yield short[text]
     for i in range(len(words) - 7):
         for whole, name in heads.get(tuple(words[i : i + 8]), ()):
-            if " ".join(words[i:]).startswith(whole):
+            if " ".join(words[i : i + whole.count(" ") + 1]) == whole:
                 yield name
 
 

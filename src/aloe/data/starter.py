@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from aloe.ask import prompts
-from aloe.core.qa import LETTERS, Question
+from aloe.core.qa import LETTERS, Passage, Question
 from aloe.core.rows import Message, Row, ToolCall, ToolSchema
 from aloe.core.seeds import seed_for
 from aloe.starter import pack
 from aloe.starter.pack import Fact, choose
 
 LICENCE = "Apache-2.0"
-NUM_QUESTIONS = 3  # short question-answer rows of each trained fact
+NUM_QUESTIONS = 2  # short question-answer rows of each trained fact
 
 
 # The worse side of a safety pair: plain compliance, without any content. Written for this project.
@@ -44,6 +44,8 @@ def medical() -> Iterator[Row]:
             yield _row("starter-medical", f"{fact.id}/q{place}", wording.format(subject=fact.subject), sentence(fact.answer), "Question Answering")
         if number % 4 == 0:
             yield _choice(fact)
+        if number % 4 == 1:
+            yield _reading(fact)
         if number % 2 == 0:  # tasks take turns, so that each gets its share of the facts
             yield _task_row(generated[number // 2 % len(generated)], fact)
     for task in pack.tasks():
@@ -139,6 +141,15 @@ def _choice(fact: Fact) -> Row:
     question = Question(id=fact.id, task="starter", text=_question(fact, "choice"), options=options, gold=gold)
     (message,) = prompts.multiple_choice(question)
     return _row("starter-medical", f"{fact.id}/choice", message.content, prompts.choice_answer(gold, options[gold]), "Question Answering")
+
+
+def _reading(fact: Fact) -> Row:
+    """A question with passages in the prompt of retrieval. The passages state trained facts only."""
+    texts = [_paragraph(fact, "read"), _paragraph(_neighbours(fact, 4, "read")[-1], "other")]
+    texts.sort(key=lambda text: seed_for("starter", "shelf", fact.id, text))
+    shelf = [Passage(id=f"p{number}", text=text) for number, text in enumerate(texts)]
+    (message,) = prompts.open_question(Question(id=fact.id, task="starter", text=_question(fact, "read")), shelf)
+    return _row("starter-medical", f"{fact.id}/reading", message.content, sentence(fact.answer), "Question Answering")
 
 
 def _call(function: dict[str, object], user: str, arguments: dict[str, object], number: int) -> Row:

@@ -36,6 +36,7 @@ def train_sft(
     """Fine-tune on the assistant's tokens; returns metrics and the loss curve for the manifest."""
     model, chat = open_for_training(start)
     config = model.config
+    rows = [row.model_copy(update={"rejected": None}) for row in rows]  # of a preference row only the better answer is taught
     examples, lengths = render_rows(rows, chat, options, config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
     report = train(model, Sft(), examples, options, machine=machine, seed=seed, work=work, log=log, label=label)
     save_trained(model, start, out)
