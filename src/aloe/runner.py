@@ -40,7 +40,8 @@ from aloe.core.log import Log
 from aloe.core.seeds import seed_for
 from aloe.energy import Meter
 from aloe.recipe import Recipe
-from aloe.stages import AnyStage, Context, Cost, Size
+from aloe.stage import Context, Cost, Size
+from aloe.stages import AnyStage
 
 LIBRARIES = (
     "torch",

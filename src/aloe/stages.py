@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,78 +17,10 @@ from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import ModelError, SourceError
-from aloe.core.log import Log
 from aloe.evals.run import RetrievalOptions, TaskPlan
+from aloe.stage import TOKENS_PER_CHARACTER, Context, Cost, Ref, Size, Stage
 from aloe.starter import pack
 from aloe.train.options import TrainOptions
-
-TOKENS_PER_CHARACTER = 0.25  # for estimates only
-
-
-class Ref(NamedTuple):
-    """An earlier stage that a stage reads, and what it must make."""
-
-    stage: str
-    makes: str
-
-
-class Size(NamedTuple):
-    """What a stage is expected to make: parameters of a model, rows and tokens of a corpus."""
-
-    parameters: float = 0
-    rows: float = 0
-    tokens: float = 0
-
-
-class Cost(NamedTuple):
-    """What a stage is expected to need."""
-
-    minutes: float = 0.05
-    memory_gb: float = 0.5
-    disk_gb: float = 0.01
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the runner hands to a running stage."""
-
-    name: str
-    recipe: str
-    seed: int
-    machine: Machine
-    work: Path
-    """Survives a kill; gone when the stage is done."""
-    cache: Path
-    """Shared by all stages of a runs folder."""
-    log: Log
-
-
-class Stage(Config):
-    """A step of a recipe. `makes` names what its artifact is: model, rows, index, scores or report."""
-
-    version: ClassVar[int] = 1
-    """Bump when the meaning of run() changes."""
-    makes: ClassVar[str]
-
-    def refs(self) -> dict[str, Ref]:
-        """Role -> earlier stage."""
-        return {}
-
-    def reads(self) -> dict[str, Path]:
-        """Files and folders outside the run whose content is part of the result; raises where one cannot be opened."""
-        return {}
-
-    def preflight(self) -> None:
-        """Open what `reads` names as the stage will: hour 9 must not fail on what minute 1 could see."""
-        self.reads()
-
-    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        """Expected size and cost, from the sizes of the stages it reads (by role)."""
-        return Size(), Cost()
-
-    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        """Write the artifact's files into `out`; returns metrics for the manifest."""
-        raise NotImplementedError
 
 
 class Base(Stage):

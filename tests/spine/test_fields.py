@@ -22,7 +22,8 @@ from aloe.core.config import Machine
 from aloe.core.errors import AloeError
 from aloe.core.log import QUIET
 from aloe.recipe import load_recipe
-from aloe.stages import AnyStage, Context
+from aloe.stage import Context
+from aloe.stages import AnyStage
 from spine.conftest import TINY
 
 BASE = """
