@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from aloe.artifact import Artifact
 from aloe.core.config import Config, Machine
 from aloe.core.log import Log
+from aloe.train.options import TrainOptions
 
 TOKENS_PER_CHARACTER = 0.25  # for estimates only
 
@@ -78,3 +79,12 @@ class Stage(Config):
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         """Write the artifact's files into `out`; returns metrics for the manifest."""
         raise NotImplementedError
+
+
+def training_cost(sizes: Mapping[str, Size], train: TrainOptions, machine: Machine, passes: float) -> tuple[Size, Cost]:
+    """Expected size and cost of training on `data` from `base`; `passes` counts forward-backward passes, a forward alone as a third."""
+    count, data = sizes["base"].parameters, sizes["data"]
+    tokens = (data.tokens + data.rows * 40) * train.epochs * passes
+    states = count * (18 if train.dtype == "bf16" else 16) / 1e9
+    minutes = 0.1 + tokens / machine.train_tokens_per_s / 60 * count / 135e6
+    return sizes["base"], Cost(minutes, 1.0 + states + machine.micro_batch_tokens * count / 135e6 * 1e-3, count * 16 / 1e9)

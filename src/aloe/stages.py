@@ -17,8 +17,8 @@ from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import ModelError, SourceError
-from aloe.evals.run import RetrievalOptions, TaskPlan
-from aloe.stage import TOKENS_PER_CHARACTER, Context, Cost, Ref, Size, Stage
+from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
+from aloe.stage import TOKENS_PER_CHARACTER, Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
 from aloe.train.options import TrainOptions
 
@@ -152,7 +152,7 @@ class Sft(Stage):
         return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        return _training(sizes, self.train, machine, passes=1.0)
+        return training_cost(sizes, self.train, machine, passes=1.0)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import read_rows
@@ -243,7 +243,7 @@ class Dpo(Stage):
         return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        return _training(sizes, self.train, machine, passes=1.0 + 1 / (3 * self.train.epochs))
+        return training_cost(sizes, self.train, machine, passes=1.0 + 1 / (3 * self.train.epochs))
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import read_rows
@@ -325,19 +325,8 @@ class Evaluate(Stage):
                 raise SourceError("a task has no questions", where=plan.task, do="check its file")
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        from aloe.evals.task import open_task
-
-        seconds = 0.0
         biggest = max(sizes[f"models.{name}"].parameters for name in self.models)
-        for plan in self.tasks:
-            questions = list(open_task(plan.task).questions("test"))
-            n = min(plan.n or len(questions), len(questions))
-            length = sum(len(q.text) + sum(map(len, q.options)) for q in questions) / len(questions) * TOKENS_PER_CHARACTER + 60
-            for strategy in plan.strategies:
-                read = length + (self.retrieval.k * 300 if "passages" in strategy else 0)
-                seconds += n * read / machine.score_tokens_per_s
-                if strategy.startswith("direct"):
-                    seconds += n * plan.max_tokens * 0.7 / machine.generate_tokens_per_s
+        seconds = expected_seconds(self.tasks, self.retrieval, machine)
         return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * 8 / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
@@ -393,6 +382,7 @@ class Report(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.artifact import lineage
+        from aloe.report.final import link_model
         from aloe.report.html import write_report
         from aloe.report.model_card import CardOptions, write_card
 
@@ -401,7 +391,7 @@ class Report(Stage):
         )
         stages = lineage(list(inputs.values()))
         scores = [inputs[f"scores.{name}"] for name in self.scores]
-        _link_model(inputs["model"].path, out / "model")
+        link_model(inputs["model"].path, out / "model")
         write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
         write_report(out / "report.html", options, inputs["model"], scores, stages)
         return {"model": inputs["model"].name}
@@ -410,30 +400,7 @@ class Report(Stage):
 AnyStage = Annotated[Base | Curate | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]
 
 
-def _training(sizes: Mapping[str, Size], train: TrainOptions, machine: Machine, passes: float) -> tuple[Size, Cost]:
-    count, data = sizes["base"].parameters, sizes["data"]
-    tokens = (data.tokens + data.rows * 40) * train.epochs * passes
-    states = count * (18 if train.dtype == "bf16" else 16) / 1e9
-    minutes = 0.1 + tokens / machine.train_tokens_per_s / 60 * count / 135e6
-    return sizes["base"], Cost(minutes, 1.0 + states + machine.micro_batch_tokens * count / 135e6 * 1e-3, count * 16 / 1e9)
-
-
 def _file(path: str, field: str) -> Path:
     if not Path(path).is_file():
         raise ModelError("the file does not exist", where=f"{field}: {path}", do="check the path")
     return Path(path)
-
-
-def _link_model(source: Path, out: Path) -> None:
-    """Hard links where the file system allows, so that the final folder costs no second copy."""
-    import os
-    import shutil
-
-    out.mkdir()
-    for file in sorted(source.iterdir()):
-        if file.name in ("manifest.json", "reference.jsonl", "base.json") or not file.is_file():
-            continue
-        try:
-            os.link(file, out / file.name)
-        except OSError:
-            shutil.copyfile(file, out / file.name)

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from aloe.ask.strategies import build, names, needs_index
 from aloe.ask.strategy import Ask, Index, Strategy, recorded, run
-from aloe.core.config import Config, nearest
+from aloe.core.config import Config, Machine, nearest
 from aloe.core.errors import RecipeError, SourceError
 from aloe.core.log import QUIET, Log
 from aloe.core.qa import Answer, Estimate, Grade, Hit, Question
@@ -142,6 +142,21 @@ def evaluate(
     )
     main = {trial.task.metric for trial in trials}
     return {f"{s['model']} {s['task']} {s['strategy']} {s['metric']}": s["value"] for s in scores if s["metric"] in main}
+
+
+def expected_seconds(plans: Sequence[TaskPlan], retrieval: RetrievalOptions, machine: Machine) -> float:
+    """Seconds that one model of 135M parameters is expected to need, from the length of the questions."""
+    seconds = 0.0
+    for plan in plans:
+        questions = list(open_task(plan.task).questions("test"))
+        n = min(plan.n or len(questions), len(questions))
+        characters = sum(len(q.text) + sum(map(len, q.options)) for q in questions) / len(questions)
+        for strategy in plan.strategies:
+            tokens = characters / 4 + 60 + (retrieval.k * 300 if needs_index(strategy) else 0)
+            seconds += n * tokens / machine.score_tokens_per_s
+            if strategy.startswith("direct"):
+                seconds += n * plan.max_tokens * 0.7 / machine.generate_tokens_per_s
+    return seconds
 
 
 def check_plans(plans: Sequence[TaskPlan], *, has_index: bool) -> None:
