@@ -16,7 +16,7 @@ from pydantic import Field
 from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
-from aloe.core.errors import ModelError, SourceError
+from aloe.core.errors import SourceError
 from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
 from aloe.stage import TOKENS_PER_CHARACTER, Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
@@ -40,10 +40,10 @@ class Base(Stage):
 
     def reads(self) -> dict[str, Path]:
         from aloe.core import toy
-        from aloe.models.base import locate
+        from aloe.models.base import locate, locate_template
 
         model = locate(self.model) or Path(toy.__file__)
-        return {"model": model} | ({"chat_template": _file(self.chat_template, "chat_template")} if self.chat_template else {})
+        return {"model": model} | ({"chat_template": locate_template(self.chat_template)} if self.chat_template else {})
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         from aloe.models.base import count_parameters
@@ -398,9 +398,3 @@ class Report(Stage):
 
 
 AnyStage = Annotated[Base | Curate | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]
-
-
-def _file(path: str, field: str) -> Path:
-    if not Path(path).is_file():
-        raise ModelError("the file does not exist", where=f"{field}: {path}", do="check the path")
-    return Path(path)

@@ -41,6 +41,13 @@ def locate(spec: str) -> Path | None:
     return path
 
 
+def locate_template(path: str) -> Path:
+    """The file of a chat template that replaces the model's own."""
+    if not Path(path).is_file():
+        raise ModelError("the file does not exist", where=f"chat_template: {path}", do="check the path")
+    return Path(path)
+
+
 def make_base(spec: str, out: Path, chat: ChatOptions, template: str | None, seed: int) -> dict[str, Any]:
     """Write the model folder; returns facts for the manifest (source, number of parameters, notes for the card)."""
     source = locate(spec)
