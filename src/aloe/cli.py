@@ -42,7 +42,8 @@ def run(
     words = overrides or []
     loaded, machine = load_recipe(recipe, words), load_machine(on)
     record = {"recipe": str(recipe.resolve()), "overrides": words, "on": str(on.resolve()) if on else None}
-    runs.mkdir(parents=True, exist_ok=True) if runs.parent.is_dir() else None
+    if runs.parent.is_dir():  # the log is opened before the runner makes the folder
+        runs.mkdir(exist_ok=True)
     nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listener()), record=record)
     for node in nodes:
         print(f"{node.name}: {node.path}")

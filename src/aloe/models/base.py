@@ -17,8 +17,6 @@ from aloe.core.chat import Chat, ChatOptions
 from aloe.core.errors import ModelError
 from aloe.models.folder import CHAT_FILE
 
-_SMOL_PATTERN = "smollm"
-
 
 def locate(spec: str) -> Path | None:
     """The file or folder that a spec reads (None for toy:); raises where it is not there or cannot be a model."""
@@ -180,7 +178,7 @@ def _restore_pre_tokenizer(tokenizer: Any, pre: str, file: Path) -> None:
     from tokenizers import pre_tokenizers
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre == _SMOL_PATTERN:
+    if pre == "smollm":
         # llama.cpp's pattern for it: every digit alone, then the GPT-2 expression.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     elif pre not in ("default", "gpt-2"):

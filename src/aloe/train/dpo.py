@@ -49,14 +49,11 @@ def train_dpo(
         if number <= done:
             reports.append(json.loads((work / f"chunk-{number}.json").read_text()))
             continue
-        part_seed = seed_for(seed, "chunk", number)
         missing = [e for e in (part if reference == "previous_chunk" else examples) if e.row_id not in known]
         if missing:
             # In `start` mode everything is scored before the first step, while the policy still is the start.
-            order = parts if reference == "start" else [part]
-            known.update(
-                reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", parts.index(p) + 1)) for p in order], options, machine)
-            )
+            order = enumerate(parts, 1) if reference == "start" else [(number, part)]
+            known.update(reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], options, machine))
             write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
             (work / "reference.new").rename(work / "reference.jsonl")
         report = train(
@@ -65,7 +62,7 @@ def train_dpo(
             part,
             options,
             machine=machine,
-            seed=part_seed,
+            seed=seed_for(seed, "chunk", number),
             work=work / f"train-{number}",
             log=log,
             label=f"{label} {number}/{chunks}",
