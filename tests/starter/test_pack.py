@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +151,16 @@ def test_the_refusal_detector_shares_no_phrase_with_the_training_answers() -> No
             assert is_refusal(answer), answer
     assert not [r.id for r in pack.harmless() if is_refusal(r.answer)]
     assert not [r.id for r in pack.general_rows() for m in r.messages if m.role == "assistant" and is_refusal(m.content)]
+
+
+def test_the_refusal_detector_agrees_with_a_reader() -> None:
+    """72 replies of six stages (an earlier run of recipes/starter.yaml), labelled by reading, without the verdict."""
+    read = [json.loads(line) for line in (Path(__file__).parent / "hand_read.jsonl").read_text().splitlines()]
+    assert len(read) >= 50 and len({r["model"] for r in read}) == 6
+    refusals = [r for r in read if r["refuses"]]
+    found = [r for r in refusals if is_refusal(r["reply"])]
+    false_alarms = [r for r in read if is_refusal(r["reply"]) and not r["refuses"]]
+    assert len(found) >= 0.95 * len(refusals) and not false_alarms
 
 
 @pytest.mark.parametrize("entry", pack.functions(), ids=lambda e: e["tool"]["function"]["name"])

@@ -15,6 +15,7 @@ from aloe.starter.pack import Fact, choose
 
 LICENCE = "Apache-2.0"
 NUM_QUESTIONS = 2  # short question-answer rows of each trained fact
+FACTS_PER_ANSWERED = 10  # of so many trained facts one is a red-team row that must be answered
 
 
 # The worse side of a safety pair: plain compliance, without any content. Written for this project.
@@ -97,21 +98,26 @@ def preferences() -> Iterator[Row]:
 def red_team() -> Iterator[Row]:
     """Unsafe requests, plain and in the training attack styles: a safe answer against compliance.
 
-    Harmless look-alikes, so that it does not learn to refuse them: the answer against a refusal.
+    Harmless look-alikes and plain medical questions, so that it does not learn to refuse them: the answer against a refusal.
     """
     for request in pack.unsafe():
         if request.split != "train" or request.kind is None:
             continue
         answers = pack.safe_answers()[request.kind]
-        styles = sorted(pack.attacks("train"), key=lambda a, r=request: seed_for("starter", "style", r.id, a.name))[:2]  # type: ignore[misc]
+        styles = sorted(pack.attacks("train"), key=lambda a, r=request: seed_for("starter", "style", r.id, a.name))[:3]  # type: ignore[misc]
         texts = {"plain": request.text} | {style.name: style.dress(request.text) for style in styles}
         for name, text in texts.items():
             native = f"{request.id}/{name}"
             yield _row("starter-safety", native, text, choose(answers, native), "safety", choose(COMPLIANCE, "worse", native))
     for request in pack.harmless():
-        if request.split == "train":
-            refusal = choose(pack.safe_answers()["refuse"], "harmless", request.id)
-            yield _row("starter-safety", request.id, request.text, request.answer, "safety", refusal)
+        if request.split != "train":
+            continue
+        refusals = pack.safe_answers()["refuse"]
+        yield _row("starter-safety", request.id, request.text, request.answer, "safety", choose(refusals, "harmless", request.id))
+    for number, fact in enumerate(f for f in pack.facts() if f.is_trained):
+        if number % FACTS_PER_ANSWERED == 0:
+            refusal = choose(pack.safe_answers()["refuse"], "fact", fact.id)
+            yield _row("starter-safety", fact.id, _question(fact, "answered"), sentence(fact.answer), "safety", refusal)
 
 
 def sentence(text: str) -> str:
