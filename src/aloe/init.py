@@ -30,7 +30,7 @@ stages:
     avoid: [starter-unsafe, starter-harmless]
   general-rows: {{kind: curate, sources: {{starter-general: {{}}}}}}
   preferences: {{kind: curate, sources: {{{preferences}: {{n: 150}}}}}}
-  attacks: {{kind: curate, sources: {{starter-safety: {{}}}}}}
+  attacks: {{kind: curate, sources: {{starter-safety: {{}}, starter-look-alikes: {{}}}}}}
 
   sft-own:
     kind: sft

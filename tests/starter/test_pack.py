@@ -89,14 +89,17 @@ def test_splits_are_disjoint_and_evaluation_wordings_never_train() -> None:
     unseen = {q.id.removeprefix("starter-unseen/") for q in tasks.unseen().questions()}
     assert len(learned) >= 300 and len(unseen) >= 200 and learned.isdisjoint(unseen)
     trained = [
-        m.content for rows in (starter.medical(), starter.general(), starter.preferences(), starter.red_team()) for row in rows for m in row.messages
+        m.content
+        for rows in (starter.medical(), starter.general(), starter.preferences(), starter.red_team(), starter.look_alikes())
+        for row in rows
+        for m in row.messages
     ]
     seen = set().union(*(grams(text) for text in trained))
     for table in pack.tables().values():
         for wording in table.eval:
             for piece in wording.split("{subject}"):
                 assert not (grams(piece) & seen), (table.name, wording)
-    asked = {m.content for row in starter.red_team() for m in row.messages if m.role == "user"}
+    asked = {m.content for rows in (starter.red_team(), starter.look_alikes()) for row in rows for m in row.messages if m.role == "user"}
     for task in (tasks.unsafe(), tasks.attacks(), tasks.harmless()):
         for question in task.questions():
             assert not any(question.text in text for text in asked)
@@ -116,7 +119,7 @@ def test_rows_cover_all_twenty_tasks() -> None:
 
 
 def test_row_ids_are_unique_and_answers_not_empty() -> None:
-    for rows in (starter.medical, starter.general, starter.preferences, starter.red_team, starter.long_rows):
+    for rows in (starter.medical, starter.general, starter.preferences, starter.red_team, starter.look_alikes, starter.long_rows):
         made = list(rows())
         assert len({row.id for row in made}) == len(made)
         assert all(m.content.strip() for row in made for m in row.messages)
