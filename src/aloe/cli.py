@@ -58,23 +58,18 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None, on: On = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
 ) -> None:  # fmt: skip
-    """Show what would run and why, with expected minutes, memory and disk.  Example: aloe plan recipes/tiny.yaml"""
+    """Show what would run and why, and what it will take, without any download.  Example: aloe plan recipes/tiny.yaml"""
     from aloe import runner
     from aloe.artifact import HashMemo
+    from aloe.budget import budget
     from aloe.recipe import load_machine, load_recipe
 
     loaded, machine = load_recipe(recipe, overrides or []), load_machine(on)
-    nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until)
-    expected = runner.expectations(nodes, machine)
-    print(f"{'stage':<16}{'kind':<10}{'state':<8}{'minutes':>8}{'RAM GB':>8}{'disk GB':>9}  why")
-    total = 0.0
-    for node in nodes:
-        cost = expected[node.name][1]
-        total += 0 if node.done else cost.minutes
-        why = "" if node.done else "; ".join(line.strip() for line in runner.explain(node, runs)[:3])
-        state = "done" if node.done else "run"
-        print(f"{node.name:<16}{node.stage.kind:<10}{state:<8}{cost.minutes:>8.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}  {why}")
-    print(f"expected: {total:.0f} minutes on {machine.name}")
+    nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until, strict=False)
+    costs = {name: cost for name, (_, cost) in runner.expectations(nodes, machine).items()}
+    why = {n.name: "; ".join(line.strip() for line in runner.explain(n, runs)[:3]) for n in nodes if not n.done and not n.missing}
+    for line in budget(nodes, costs, why, machine):
+        print(line)
 
 
 @app.command()

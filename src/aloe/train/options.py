@@ -6,7 +6,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from aloe.core.config import Config
+from aloe.core.config import Config, Machine
+from aloe.core.errors import RecipeError
+
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraOptions(Config):
+    """Low-rank adapters on the linear maps of every layer; the rest is frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class TrainOptions(Config):
@@ -16,11 +28,13 @@ class TrainOptions(Config):
     lr: float = Field(gt=0)
     """Peak learning rate."""
     global_batch: int = Field(default=16, ge=1)
-    """Rows in one optimiser step, over all micro-batches and ranks."""
+    """Rows (packs where `packing`) in one optimiser step, over all micro-batches and ranks."""
     max_length: int = Field(default=1024, ge=8)
     """Tokens of one rendered row."""
     over_length: Literal["drop", "truncate"] = "drop"
     """Rows longer than max_length: drop them, or cut the answer and keep the end of turn. Both are counted."""
+    packing: bool = False
+    """Fill packs of at most max_length tokens with whole rows; a pack counts as one of the global batch."""
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -33,6 +47,16 @@ class TrainOptions(Config):
     """Global gradient norm above which gradients are scaled down."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute dtype of forward and backward; master weights and moments are always fp32."""
+    lora: LoraOptions | None = None
+    """Adapters instead of all weights."""
+
+
+def refuse_unbuilt(options: TrainOptions, machine: Machine) -> None:
+    """What can be planned, imported and exported, but not run yet: an error, not silence."""
+    asked = {"train.packing": options.packing, "train.lora": options.lora is not None, f"engine: {machine.engine}": machine.engine != "one"}
+    for name, wanted in asked.items():
+        if wanted:
+            raise RecipeError(f"{name} cannot be carried out by this version", where=machine.name, do="plan with it, or run without it")
 
 
 def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
