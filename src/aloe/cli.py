@@ -72,6 +72,48 @@ def plan(
         print(line)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="axolotl or mergekit YAML, TRL YAML or JSON, or a shell file with OpenRLHF's train_dpo.")],
+    devices: Annotated[int | None, typer.Option(help="Devices of that run: a batch size a device is counted over them.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of that run, where the file gives the warm-up as a share.")] = None,
+    tool: Annotated[str | None, typer.Option("--from", help="axolotl, mergekit, openrlhf or trl; default: what it looks like.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the stages; default: printed.")] = None,
+) -> None:  # fmt: skip
+    """Turn another tool's file into stages, with a line for every setting.  Example: aloe import sft.yaml --devices 32"""
+    from aloe.interop.files import READERS, import_file
+
+    imported = import_file(file, tool=_one_of(tool, READERS, "--from"), devices=devices, steps=steps)
+    for line in imported.lines:
+        print(line, file=sys.stderr)
+    if out:
+        out.write_text(imported.yaml(file.name), encoding="utf-8")
+    else:
+        print(imported.yaml(file.name), end="")
+
+
+@app.command("export-config")
+def export_config(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], stage: StageName,
+    to: Annotated[str, typer.Option("--to", help="axolotl, mergekit, accelerate or deepspeed.")],
+    on: On = None, overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Write a stage as another tool's file.  Example: aloe export-config recipes/aloe-8b.yaml sft --to axolotl --on recipes/machines/h100-32.yaml"""
+    from aloe.interop.export import TARGETS, export
+    from aloe.recipe import load_machine, load_recipe
+
+    print(export(load_recipe(recipe, overrides or []), stage, _one_of(to, TARGETS, "--to"), load_machine(on)), end="")
+
+
+def _one_of(word: str | None, known: Any, option: str) -> Any:
+    from aloe.core.config import nearest
+    from aloe.core.errors import RecipeError
+
+    if word is not None and word not in known:
+        raise RecipeError(f"{option} {word} is not known", where="command line", do=nearest(word, list(known)))
+    return word
+
+
 @app.command()
 def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""

@@ -65,9 +65,9 @@ class Architecture(Config):
         return self.parameters - (0 if self.tied else self.embedding)
 
 
-_LLAMA_31 = {"head_size": 128, "kv_heads": 8, "vocabulary": 128256}
-_LLAMA_32 = {"kv_heads": 8, "vocabulary": 128256, "tied": True}
-_QWEN_25 = {"head_size": 128, "qkv_bias": True}
+_LLAMA_31: dict[str, Any] = {"head_size": 128, "kv_heads": 8, "vocabulary": 128256}
+_LLAMA_32: dict[str, Any] = {"kv_heads": 8, "vocabulary": 128256, "tied": True}
+_QWEN_25: dict[str, Any] = {"head_size": 128, "qkv_bias": True}
 # From the config.json of each model on the hub. An -Instruct model has its base's shape.
 PUBLISHED: dict[str, Architecture] = {
     "meta-llama/Llama-3.1-8B": Architecture(layers=32, hidden=4096, heads=32, intermediate=14336, **_LLAMA_31),

@@ -158,11 +158,15 @@ def _hub_folder(rest: str, spec: str, download: bool) -> Path:
     name, at, revision = rest.partition("@")
     if not at or not revision:
         raise ModelError("a hub model needs a pinned revision", where=spec, do="write hub:ORG/NAME@COMMIT")
+    if revision == "unpinned":
+        raise ModelError("the revision of this model is not pinned yet", where=spec, do="look its commit up on the hub and write @COMMIT")
     try:
         patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
         folder = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = f"the hub cannot be reached or has no such revision: {str(error).splitlines()[0]}" if download else "the model is not on this machine"
+        reason = (
+            f"the hub cannot be reached or has no such revision: {str(error).splitlines()[0]}" if download else "the model is not on this machine"
+        )
         do = "check name, revision, network and HF_TOKEN, or use hf:PATH" if download else "`aloe run` fetches it; or use hf:PATH"
         raise ModelError(reason, where=spec, do=do) from None
     return Path(folder)

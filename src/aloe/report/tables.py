@@ -182,7 +182,19 @@ def evaluation(facts: Facts) -> Table:
 def cost(facts: Facts) -> Table:
     """Minutes (planned and needed), speed, memory, energy and fingerprint of every stage."""
     memory = any("peak_memory_gb" in stage.manifest.metrics for stage in facts.stages)
-    head = ("stage", "kind", "fingerprint", "minutes", "planned", "actual / planned", "tokens/s", *(("peak memory, GB",) if memory else ()), "kWh", "kg CO2", "energy is")
+    head = (
+        "stage",
+        "kind",
+        "fingerprint",
+        "minutes",
+        "planned",
+        "actual / planned",
+        "tokens/s",
+        *(("peak memory, GB",) if memory else ()),
+        "kWh",
+        "kg CO2",
+        "energy is",
+    )
     files = tuple(manifest_file(stage) for stage in facts.stages)
     return Table(head, tuple(tuple(_cost_row(stage, memory)) for stage in facts.stages), len(head) - 3, files)
 

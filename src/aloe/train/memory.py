@@ -16,6 +16,8 @@ LOGITS_CHUNK = 512
 """Positions whose logits exist at one time; models/attention.py."""
 RUNTIME_GB = {"cpu": 0.5, "gpu": 1.0}
 """Interpreter and libraries, or the CUDA context."""
+NF4_BYTES = 0.53
+"""A frozen weight in 4 bits, with a scale for every 64 (Dettmers et al. 2023, section 3)."""
 ZERO3_LIVE, ZERO3_BUCKET = 1e9, 5e8
 """Parameters that DeepSpeed keeps gathered, and gradients in its reduce bucket: its defaults."""
 
@@ -41,7 +43,11 @@ def trainable_parameters(shape: Architecture, lora: LoraOptions | None) -> int:
     """What gradients and moments are kept for."""
     if lora is None:
         return shape.parameters
-    return shape.layers * sum(lora.rank * sum(shape.projections[name]) for name in lora.targets)
+    return shape.layers * sum(lora.rank * sum(shape.projections[name]) for name in _targets(shape, lora))
+
+
+def _targets(shape: Architecture, lora: LoraOptions) -> tuple[str, ...]:
+    return tuple(shape.projections) if lora.targets == "all-linear" else tuple(name for name in lora.targets if name in shape.projections)
 
 
 def training_memory(shape: Architecture, options: TrainOptions, machine: Machine, *, tokens: float, supervised: float, accumulates: bool) -> Memory:
@@ -81,7 +87,7 @@ def shards(machine: Machine) -> int:
 def _states(shape: Architecture, options: TrainOptions, machine: Machine, width: int) -> tuple[float, float, float, float]:
     """Bytes of weights, gradients and moments, and of the gradients that exist only while one backward pass runs."""
     trained, split = trainable_parameters(shape, options.lora), shards(machine)
-    frozen = (shape.parameters if options.lora else 0) * width
+    frozen = (shape.parameters if options.lora else 0) * (NF4_BYTES if options.lora and options.lora.quantise else width)
     copies = width if machine.engine == "zero3" or (machine.engine == "one" and width == 2) else 0  # of the masters, to compute with
     gradients = (width + 4) if machine.engine == "zero3" else 4
     transient = trained * width if machine.engine == "one" and width == 2 else 0
@@ -92,7 +98,7 @@ def _activations(shape: Architecture, options: TrainOptions, machine: Machine, t
     """Bytes kept from the forward pass, and of the one layer that is recomputed."""
     layer = layer_bytes(shape, width)
     if options.lora:
-        layer += width * sum(options.lora.rank for _ in options.lora.targets)
+        layer += width * options.lora.rank * len(_targets(shape, options.lora))
     ends = 2 * shape.hidden * width  # embedding and last norm
     if machine.gradient_checkpointing:
         return tokens * (shape.layers * shape.hidden * width + ends), tokens * layer

@@ -88,10 +88,9 @@ def gathered_bytes(shape: Architecture, options: TrainOptions, machine: Machine)
     return shape.parameters * (2 if options.dtype == "bf16" else 4) * (1 - 1 / machine.nodes)
 
 
-def fitted_efficiency(flops: float, hours: float, dtype: str, machine: Machine) -> float:
-    """Share of the peak that a finished run reached, for a machine file."""
-    peaks: dict[str, float] = dict(machine.peak_tflops)
-    return flops / (hours * 3600 * machine.devices * peaks[dtype] * 1e12)
+def fitted_efficiency(plan: TrainingPlan, hours: float, machine: Machine) -> float:
+    """The efficiency with which the machine's plan would have said the hours that a run took; for machine files."""
+    return machine.efficiency * plan.hours / hours
 
 
 def fits(memory: Memory, machine: Machine) -> bool:
