@@ -157,7 +157,7 @@ def preflight(nodes: list[Node], machine: Machine, runs: Path) -> dict[str, Cost
         unfit = cost.training.unfit if cost.training else "a larger machine" if cost.memory_gb > memory else ""
         if unfit and not node.done:
             have = (machine.device_memory_gb or memory) if cost.training else memory
-            where, do = f"{node.name} on {machine.name}", f"it would fit with {unfit}"
+            where, do = f"{node.name} on {machine.name}", f"the smallest change that would fit: {unfit}"
             raise MachineError(f"the stage needs about {cost.memory_gb:.1f} GB of memory, {have:.1f} are there", where=where, do=do)
     return costs
 

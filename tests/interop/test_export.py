@@ -128,6 +128,16 @@ def test_what_cannot_be_written_is_refused(of: str, target: str, on: str, messag
     assert error.value.do
 
 
+def test_a_field_that_a_file_cannot_say_is_refused_and_not_lost() -> None:
+    from aloe.interop.export import _check_fields
+    from aloe.train.options import TrainOptions
+
+    with pytest.raises(RecipeError, match=r"clip_norm: 0\.5 cannot be said in another tool") as error:
+        _check_fields(TrainOptions(lr=1, clip_norm=0.5), frozenset({"lr"}), "another tool", "sft.train")
+    assert error.value.where == "sft.train"
+    _check_fields(TrainOptions(lr=1), frozenset({"lr"}), "another tool", "sft.train")
+
+
 def test_hybrid_shards_have_no_counterpart() -> None:
     placed = machine("h100-32").model_copy(update={"engine": "fsdp2", "shard": "hybrid"})
     for target in ("axolotl", "accelerate"):

@@ -151,7 +151,9 @@ PLACEMENTS = [
 
 
 @pytest.mark.parametrize(("name", "stage", "on", "devices", "each", "accumulation"), PLACEMENTS)
-def test_the_machine_files_give_the_published_batches(tmp_path: Path, name: str, stage: str, on: str, devices: int, each: int, accumulation: int) -> None:
+def test_the_machine_files_give_the_published_batches(
+    tmp_path: Path, name: str, stage: str, on: str, devices: int, each: int, accumulation: int
+) -> None:
     assert machine(on).devices == devices
     assert planned(name, stage, on, tmp_path).accumulation == accumulation
     assert devices * each * accumulation == value(name, f"{stage}.train.global_batch")
@@ -179,7 +181,9 @@ def test_the_optimiser_is_torch_adamw_in_its_fused_form(toy_folder: Path) -> Non
     assert value("aloe-8b", "general.train.weight_decay") == 0.0
 
 
-@pytest.mark.parametrize(("roles", "rows"), [(("medical", "synthetic"), 1_621_612), (("general",), 400_779), (("preference", "safety"), 251_956), (("red-team",), 24_143)])
+@pytest.mark.parametrize(
+    ("roles", "rows"), [(("medical", "synthetic"), 1_621_612), (("general",), 400_779), (("preference", "safety"), 251_956), (("red-team",), 24_143)]
+)
 def test_the_rows_of_the_sources_are_those_of_the_tables(roles: tuple[str, ...], rows: int) -> None:
     known = catalogue().sources
     used = [n for stage in ("rows", "preferences", "attacks") for n in value("aloe-8b", f"{stage}.sources") if known[n].role in roles]
@@ -226,7 +230,9 @@ def test_every_recipe_validates_and_plans_without_network_or_data(name: str, tmp
             assert all(part >= 0 for part in cost.training.memory) and cost.training.memory.weights > 0
 
 
-@pytest.mark.parametrize(("name", "stage", "on"), [(n, s, m) for n, s, m, *_ in PLACEMENTS] + [(n, s, "gpu24") for n in SMALL for s in ("sft", "general", "safe")])
+@pytest.mark.parametrize(
+    ("name", "stage", "on"), [(n, s, m) for n, s, m, *_ in PLACEMENTS] + [(n, s, "gpu24") for n in SMALL for s in ("sft", "general", "safe")]
+)
 def test_every_published_placement_fits_its_devices(name: str, stage: str, on: str, tmp_path: Path) -> None:
     plan = planned(name, stage, on, tmp_path)
     assert plan.unfit == "" and plan.memory.total < machine(on).device_memory_gb
@@ -245,7 +251,9 @@ def test_a_run_of_an_unread_source_is_refused_and_says_so(tmp_path: Path) -> Non
     from aloe.core.errors import SourceError
     from aloe.core.log import QUIET
 
-    (tmp_path / "r.yaml").write_text("name: r\nseed: 1\nstages:\n  rows: {kind: curate, sources: {meds-ins: {}}}\n  attacks: {kind: curate, sources: {aloe-red-team: {}}}\n")
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nseed: 1\nstages:\n  rows: {kind: curate, sources: {meds-ins: {}}}\n  attacks: {kind: curate, sources: {aloe-red-team: {}}}\n"
+    )
     with pytest.raises(SourceError, match="'meds-ins' has no adapter yet") as error:
         runner.run(load_recipe(tmp_path / "r.yaml"), Machine(), tmp_path / "runs", log=QUIET)
     assert "'aloe-red-team' was never published" in str(error.value) and "HPAI-BSC/MedS-Ins" in error.value.where

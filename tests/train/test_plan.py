@@ -162,12 +162,31 @@ HALF_CARD = ONE_CARD.model_copy(update={"device_memory_gb": 40})
         (
             "meta-llama/Llama-3.1-70B",
             TrainOptions(lr=1, max_length=4096),
-            ONE_CARD.model_copy(update={"engine": "fsdp2", "shard": "hybrid", "nodes": 8, "ranks_per_node": 4, "micro_batch_tokens": 4096, "gradient_checkpointing": True}),
+            ONE_CARD.model_copy(
+                update={
+                    "engine": "fsdp2",
+                    "shard": "hybrid",
+                    "nodes": 8,
+                    "ranks_per_node": 4,
+                    "micro_batch_tokens": 4096,
+                    "gradient_checkpointing": True,
+                }
+            ),
             "shard: full",
         ),
         # adapters where no number of cards in a box would do
-        ("meta-llama/Llama-3.1-8B", TrainOptions(lr=1, max_length=1024), Machine(device="gpu", device_memory_gb=24, gradient_checkpointing=True), "train.lora"),
-        ("Qwen/Qwen2.5-72B", TrainOptions(lr=1, max_length=1024), Machine(device="gpu", device_memory_gb=8, micro_batch_tokens=1024), "nothing that was tried"),
+        (
+            "meta-llama/Llama-3.1-8B",
+            TrainOptions(lr=1, max_length=1024),
+            Machine(device="gpu", device_memory_gb=24, gradient_checkpointing=True),
+            "train.lora",
+        ),
+        (
+            "Qwen/Qwen2.5-72B",
+            TrainOptions(lr=1, max_length=1024),
+            Machine(device="gpu", device_memory_gb=8, micro_batch_tokens=1024),
+            "nothing that was tried",
+        ),
     ],
 )
 def test_the_smallest_change_is_named(model: str, options: TrainOptions, on: Machine, expected: str) -> None:

@@ -67,8 +67,8 @@ def _source(name: str) -> Source:
     raise SourceError(f"no source is called {name!r}", where="sources", do=nearest(name, [*SOURCES, *known, "file:PATH"]))
 
 
-TOKENS_PER_CHARACTER, ROW_TOKENS = 0.25, 40
-"""For estimates only; a chat template and a system prompt add the second to every row."""
+TOKENS_PER_CHARACTER, ROW_TOKENS, SAMPLED_ROWS = 0.25, 40, 2000
+"""For estimates only: a chat template and a system prompt add the second to every row; lengths are those of the first rows."""
 
 
 class RowCount(NamedTuple):
@@ -90,12 +90,15 @@ def _expected(name: str, n: int | None, max_characters: int | None) -> RowCount:
         published, tokens = catalogue().sources[name].rows or 0, catalogue().tokens(name)
         share = min(1.0, (n or published) / max(1, published))
         return RowCount(published * share, tokens * share, tokens * share)
-    some = list(islice(source_rows(name), n or 2000))
+    rows = source_rows(name)
+    some = list(islice(rows, min(n or SAMPLED_ROWS, SAMPLED_ROWS)))
     messages = [m for row in some for m in (*row.messages, *([row.rejected] if row.rejected else ()))]
     characters = sum(len(m.content) for m in messages)
     answers = sum(len(m.content) for m in messages if m.role == "assistant")
     scale = min(1.0, (max_characters or characters) * len(some) / max(1, characters)) * TOKENS_PER_CHARACTER
-    return RowCount(len(some), characters * scale + ROW_TOKENS * len(some), answers * scale)
+    count = len(some) + sum(1 for _ in islice(rows, n and n - len(some)))
+    each = count / max(1, len(some))
+    return RowCount(count, (characters * scale + ROW_TOKENS * len(some)) * each, answers * scale * each)
 
 
 def _row(source: str, native: object, user: str, assistant: str, category: str, rejected: str | None = None) -> Row:

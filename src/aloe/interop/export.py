@@ -12,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from aloe.core.config import Machine, nearest
+from aloe.core.config import Config, Machine, nearest
 from aloe.core.errors import RecipeError
 from aloe.interop.models import ROWS_FILE
 from aloe.recipe import Recipe
@@ -20,6 +20,11 @@ from aloe.stages import Base, Dpo, Merge, Sft
 from aloe.train.options import TrainOptions
 
 TARGETS = ("axolotl", "mergekit", "accelerate", "deepspeed")
+# Fields that these files can say; any other field must have its default.
+AXOLOTL_FIELDS = frozenset(
+    "epochs lr global_batch max_length over_length packing schedule warmup_steps min_lr_ratio weight_decay beta1 beta2 eps clip_norm dtype lora".split()
+)
+MERGEKIT_FIELDS = frozenset({"kind", "base", "models", "density", "rescale", "normalise", "scale"})
 
 
 def export(recipe: Recipe, name: str, target: str, machine: Machine) -> str:
@@ -42,6 +47,13 @@ def export(recipe: Recipe, name: str, target: str, machine: Machine) -> str:
     return json.dumps(made, indent=2) + "\n"
 
 
+def _check_fields(options: Config, known: frozenset[str], target: str, where: str) -> None:
+    for name, info in type(options).model_fields.items():
+        if name not in known and getattr(options, name) != info.default:
+            do = "set it to its default, or train with aloe"
+            raise RecipeError(f"{name}: {getattr(options, name)} cannot be said in {target}", where=where, do=do)
+
+
 def _model(recipe: Recipe, name: str) -> tuple[str, str]:
     """Name and revision (or folder and nothing) of the model that a stage makes."""
     stage = recipe.stages[name]
@@ -54,6 +66,9 @@ def _model(recipe: Recipe, name: str) -> tuple[str, str]:
 
 def _axolotl(recipe: Recipe, stage: Sft, name: str, machine: Machine) -> dict[str, Any]:
     train = stage.train
+    _check_fields(train, AXOLOTL_FIELDS, "axolotl", f"{name}.train")
+    if train.over_length not in ("drop", "truncate"):
+        raise RecipeError(f"over_length: {train.over_length} cannot be said in axolotl", where=f"{name}.train", do="drop or truncate")
     model, revision = _model(recipe, stage.base)
     base = recipe.stages[stage.base]
     rows = {"path": f"./{stage.data}/{ROWS_FILE}", "ds_type": "json", "type": "chat_template", "field_messages": "messages"}
@@ -98,6 +113,7 @@ def _sharding(machine: Machine) -> dict[str, Any]:
 
 
 def _mergekit(recipe: Recipe, stage: Merge, name: str) -> dict[str, Any]:
+    _check_fields(stage, MERGEKIT_FIELDS, "mergekit", name)
     if stage.rescale != "l1":
         do = "set rescale: l1, or merge with aloe (mergekit before February 2025 divided by the density too)"
         raise RecipeError(f"rescale: {stage.rescale} cannot be said in mergekit, which keeps the sum of magnitudes", where=name, do=do)
