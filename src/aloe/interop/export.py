@@ -21,9 +21,10 @@ from aloe.train.options import TrainOptions
 
 TARGETS = ("axolotl", "mergekit", "accelerate", "deepspeed")
 # Fields that these files can say; any other field must have its default.
-AXOLOTL_FIELDS = frozenset(
-    "epochs lr global_batch max_length over_length packing schedule warmup_steps min_lr_ratio weight_decay beta1 beta2 eps clip_norm dtype lora".split()
-)
+AXOLOTL_FIELDS = frozenset({
+    "epochs", "lr", "global_batch", "max_length", "over_length", "packing", "schedule", "warmup_steps", "min_lr_ratio",
+    "weight_decay", "beta1", "beta2", "eps", "clip_norm", "dtype", "lora",
+})  # fmt: skip
 MERGEKIT_FIELDS = frozenset({"kind", "base", "models", "density", "rescale", "normalise", "scale"})
 
 
