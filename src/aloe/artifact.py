@@ -59,6 +59,8 @@ class Manifest(Config):
     libraries: dict[str, str] = {}
     machine: dict[str, Any] = {}
     planned: dict[str, float] = {}
+    scored: dict[str, float] = {}
+    """Actual over planned."""
     seconds: float = 0.0
     energy: dict[str, Any] = {}
     resumed: int = 0

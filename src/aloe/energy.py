@@ -9,9 +9,22 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from aloe.core.config import Machine
+from aloe.core.config import Machine, nearest
+from aloe.core.errors import RecipeError
 
 _READ_METERS = ("rapl", "intel power gadget", "powermetrics")
+
+
+def grid_g_per_kwh(machine: Machine) -> float:
+    """Grams of CO2 a kWh where the machine stands: its own figure, or codecarbon's average of the country."""
+    if machine.carbon_g_per_kwh is not None:
+        return machine.carbon_g_per_kwh
+    from codecarbon.input import DataSource
+
+    mix: dict[str, dict[str, float]] = DataSource().get_global_energy_mix_data()
+    if machine.country not in mix:
+        raise RecipeError(f"the country {machine.country!r} is not known", where=machine.name, do=nearest(machine.country, list(mix)))
+    return mix[machine.country]["carbon_intensity"]
 
 
 class Meter:

@@ -66,6 +66,8 @@ class Node:
     meaning: dict[str, Any]
     fingerprint: str
     path: Path
+    missing: str = ""
+    """Why the stage cannot run here: something it reads is not on this machine."""
 
     @property
     def done(self) -> bool:
@@ -78,8 +80,11 @@ class Node:
         return self.path.with_name(self.path.name + ".tmp") / WORK
 
 
-def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None) -> list[Node]:
-    """Every stage up to `until` with its fingerprint; opens what the stages read. All problems are reported at once."""
+def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None, *, strict: bool = True) -> list[Node]:
+    """Every stage up to `until` with its fingerprint; opens what the stages read. All problems are reported at once.
+
+    Without `strict` a stage whose data or model is not here is a node that says what is `missing`, so that it can still be sized.
+    """
     if until is not None and until not in recipe.stages:
         raise RecipeError(f"no stage is named {until!r}", where=f"--until {until}", do=nearest(until, list(recipe.stages)))
     nodes: dict[str, Node] = {}
@@ -89,11 +94,19 @@ def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None) -
             nodes[name] = _node(name, stage, recipe, nodes, runs, memo)
         except AloeError as error:
             problems.append(error)
-            nodes[name] = Node(name, stage, {}, "?", runs / f"{name}-?")
+            nodes[name] = Node(name, stage, {}, "?", runs / f"{name}-?", missing=f"{error.what} ({error.where})")
         if name == until:
             break
-    _raise(problems)
+    if strict:
+        _raise(problems)
     return list(nodes.values())
+
+
+def _fetch(recipe: Recipe, until: str | None) -> None:
+    for name, stage in recipe.stages.items():
+        stage.fetch()
+        if name == until:
+            break
 
 
 def _node(name: str, stage: AnyStage, recipe: Recipe, nodes: Mapping[str, Node], runs: Path, memo: HashMemo) -> Node:
@@ -139,18 +152,20 @@ def preflight(nodes: list[Node], machine: Machine, runs: Path) -> dict[str, Cost
             do="free some space, or give --runs on another disk",
         )
     memory = machine.memory_gb or _memory_gb()
-    worst = max((c.memory_gb for c in waiting), default=0)
-    if worst > memory:
-        raise MachineError(
-            f"the largest stage needs about {worst:.1f} GB of memory, the machine has {memory:.1f}",
-            where=machine.name,
-            do="lower micro_batch_tokens in the machine file, or use a larger machine",
-        )
+    for node in nodes:
+        cost = costs[node.name]
+        unfit = cost.training.unfit if cost.training else "a larger machine" if cost.memory_gb > memory else ""
+        if unfit and not node.done:
+            have = (machine.device_memory_gb or memory) if cost.training else memory
+            where, do = f"{node.name} on {machine.name}", f"the smallest change that would fit: {unfit}"
+            raise MachineError(f"the stage needs about {cost.memory_gb:.1f} GB of memory, {have:.1f} are there", where=where, do=do)
     return costs
 
 
 def expectations(nodes: list[Node], machine: Machine) -> dict[str, tuple[Size, Cost]]:
-    """Expected size and cost of every stage."""
+    """Expected size and cost of every stage; a machine file that states no memory means this machine's."""
+    if not machine.memory_gb:
+        machine = machine.model_copy(update={"memory_gb": _memory_gb()})
     found: dict[str, tuple[Size, Cost]] = {}
     for node in nodes:
         sizes = {role: found[ref.stage][0] for role, ref in node.stage.refs().items()}
@@ -163,6 +178,7 @@ def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = Non
     _writable(runs)
     with locked(runs):
         memo = HashMemo(runs / ".hashes.json")
+        _fetch(recipe, until)
         nodes = plan(recipe, runs, memo, until)
         costs = preflight(nodes, machine, runs) if any(not n.done for n in nodes) else {}
         for node in nodes:
@@ -202,11 +218,23 @@ def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, ru
         seed=recipe.seed, config=node.stage.model_dump(mode="json"), reads=node.meaning["reads"], files={}, metrics=_plain(metrics),
         code=_code(), libraries=_libraries(),
         inputs={role: InputRecord(stage=ref.stage, fingerprint=by_name[ref.stage].fingerprint) for role, ref in node.stage.refs().items()},
-        machine=_describe(machine), planned=cost._asdict(), seconds=time.monotonic() - started, energy=energy, resumed=resumed,
+        machine=_describe(machine), planned=cost.figures(machine), seconds=time.monotonic() - started, energy=energy, resumed=resumed,
     )  # fmt: skip
+    manifest = manifest.model_copy(update={"scored": scored(manifest)})
     with _disk_errors(runs):
         commit(temporary, node.path, manifest)
     log.event("done", stage=node.name, seconds=manifest.seconds, path=str(node.path))
+
+
+def scored(manifest: Manifest) -> dict[str, float]:
+    """Actual over planned, of whatever was both planned and measured; empty after a kill, when time and energy count the last attempt only."""
+    metrics = manifest.metrics
+    actual = {
+        "minutes": manifest.seconds / 60, "kwh": manifest.energy.get("kwh"), "memory_gb": metrics.get("peak_memory_gb"),
+        "tokens": metrics.get("trained_tokens"), "steps": metrics.get("steps"),
+    }  # fmt: skip
+    planned = {} if manifest.resumed else manifest.planned
+    return {name: value / planned[name] for name, value in actual.items() if value is not None and planned.get(name)}
 
 
 def _open(node: Node, memo: HashMemo) -> Artifact:

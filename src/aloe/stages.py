@@ -18,7 +18,7 @@ from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import SourceError
 from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
-from aloe.stage import TOKENS_PER_CHARACTER, Context, Cost, Ref, Size, Stage, training_cost
+from aloe.stage import Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
 from aloe.train.options import TrainOptions
 
@@ -38,6 +38,11 @@ class Base(Stage):
     chat_template: str | None = None
     """File with a Jinja template that replaces the model's own; None keeps it."""
 
+    def fetch(self) -> None:
+        from aloe.models.base import fetch
+
+        fetch(self.model)
+
     def reads(self) -> dict[str, Path]:
         from aloe.core import toy
         from aloe.models.base import locate, locate_template
@@ -46,10 +51,10 @@ class Base(Stage):
         return {"model": model} | ({"chat_template": locate_template(self.chat_template)} if self.chat_template else {})
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        from aloe.models.base import count_parameters
+        from aloe.models.base import shape
 
-        count = count_parameters(self.model)
-        return Size(parameters=count), Cost(0.1 + count / 1e9, 8 * count / 1e9, 4 * count / 1e9)
+        found, count = shape(self.model)
+        return Size(parameters=count, shape=found), Cost(0.1 + count / 1e9, 0.5 + 5 * count / 1e9, 4 * count / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.models.base import make_base
@@ -104,17 +109,10 @@ class Curate(Stage):
                 raise SourceError("a source has no rows", where=name, do="check the file")
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        from itertools import islice
+        from aloe.data.sources import expected_rows
 
-        from aloe.data.sources import source_rows
-
-        rows = tokens = 0.0
-        for name, plan in self.sources.items():
-            some = list(islice(source_rows(name), plan.n or 2000))
-            length = sum(len(m.content) for row in some for m in (*row.messages, *([row.rejected] if row.rejected else []))) / max(1, len(some))
-            rows += len(some)
-            tokens += len(some) * min(length, self.max_characters or length) * TOKENS_PER_CHARACTER
-        return Size(rows=rows, tokens=tokens), Cost(0.02 + rows / 2e5)
+        rows, tokens, supervised = expected_rows({name: plan.n for name, plan in self.sources.items()}, self.max_characters)
+        return Size(rows=rows, tokens=tokens, supervised=supervised), Cost(0.02 + rows / 2e5)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import write_jsonl
@@ -152,7 +150,7 @@ class Sft(Stage):
         return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        return training_cost(sizes, self.train, machine, passes=1.0)
+        return training_cost(sizes, self.train, machine)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import read_rows
@@ -243,7 +241,7 @@ class Dpo(Stage):
         return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        return training_cost(sizes, self.train, machine, passes=1.0 + 1 / (3 * self.train.epochs))
+        return training_cost(sizes, self.train, machine, chunks=self.chunks, answers=2, reference=True)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import read_rows
@@ -327,7 +325,7 @@ class Evaluate(Stage):
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         biggest = max(sizes[f"models.{name}"].parameters for name in self.models)
         seconds = expected_seconds(self.tasks, self.retrieval, machine)
-        return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * 8 / 1e9)
+        return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * (8 if self.dtype == "fp32" else 4) / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from functools import partial

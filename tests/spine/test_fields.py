@@ -55,6 +55,9 @@ TRAIN = {
     "train.epochs": 2, "train.lr": 1e-3, "train.global_batch": 4, "train.max_length": 30, "train.schedule": "constant", "train.warmup_steps": 0,
     "train.min_lr_ratio": 0.5, "train.weight_decay": 0.1, "train.beta1": 0.5, "train.beta2": 0.9, "train.eps": 1e-3, "train.clip_norm": 0.1, "train.dtype": "bf16",
 }  # fmt: skip
+LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
+PLANNED = {"train.packing": True, **{f"train.lora.{field}": value for field, value in LORA.items()}}  # can be planned with, not run yet
+TRAIN |= PLANNED
 CHANGES: dict[str, dict[str, Any]] = {
     "start": {
         "model": "hf:OTHER", "name": "another", "licence": "MIT", "chat.system_prompt": "Be kind .", "chat.generation.max_new_tokens": 7,
@@ -78,6 +81,7 @@ EXTRA = {  # fields that only matter together with another
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
 }
 REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
+REFUSED |= {(stage, field) for stage in ("sft", "dpo") for field in PLANNED}
 
 
 def paths(model: Any, prefix: str = "") -> Iterator[str]:
@@ -130,6 +134,8 @@ class World:
             here: Any = tree
             *parents, last = path.split(".")
             for part in parents:
+                if part != "*" and here[part] is None:
+                    here[part] = {}
                 here = (next(iter(here.values())) if isinstance(here, dict) else here[0]) if part == "*" else here[part]
             here[last] = self.words.get(value, value) if isinstance(value, str) else value
         return type(self.recipe.stages[stage]).model_validate_json(json.dumps(tree))

@@ -19,7 +19,7 @@ from aloe.core.qa import Answer, Estimate, Grade, Hit, Question
 from aloe.core.rows import write_jsonl
 from aloe.evals.compare import PARSE_RATE, Record, compare
 from aloe.evals.metrics import wilson
-from aloe.evals.task import Task, open_task, sample
+from aloe.evals.task import Task, expected_size, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
 from aloe.models.model import Model, Reply, Request
 
@@ -148,9 +148,8 @@ def expected_seconds(plans: Sequence[TaskPlan], retrieval: RetrievalOptions, mac
     """Seconds that one model of 135M parameters is expected to need, from the length of the questions."""
     seconds = 0.0
     for plan in plans:
-        questions = list(open_task(plan.task).questions("test"))
-        n = min(plan.n or len(questions), len(questions))
-        characters = sum(len(q.text) + sum(map(len, q.options)) for q in questions) / len(questions)
+        count, characters = expected_size(plan.task)
+        n = min(plan.n or count, count)
         for strategy in plan.strategies:
             tokens = characters / 4 + 60 + (retrieval.k * 300 if needs_index(strategy) else 0)
             seconds += n * tokens / machine.score_tokens_per_s

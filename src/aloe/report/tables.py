@@ -182,7 +182,19 @@ def evaluation(facts: Facts) -> Table:
 def cost(facts: Facts) -> Table:
     """Minutes (planned and needed), speed, memory, energy and fingerprint of every stage."""
     memory = any("peak_memory_gb" in stage.manifest.metrics for stage in facts.stages)
-    head = ("stage", "kind", "fingerprint", "minutes", "planned", "tokens/s", *(("peak memory, GB",) if memory else ()), "kWh", "kg CO2", "energy is")
+    head = (
+        "stage",
+        "kind",
+        "fingerprint",
+        "minutes",
+        "planned",
+        "actual / planned",
+        "tokens/s",
+        *(("peak memory, GB",) if memory else ()),
+        "kWh",
+        "kg CO2",
+        "energy is",
+    )
     files = tuple(manifest_file(stage) for stage in facts.stages)
     return Table(head, tuple(tuple(_cost_row(stage, memory)) for stage in facts.stages), len(head) - 3, files)
 
@@ -191,6 +203,7 @@ def _cost_row(stage: Artifact, memory: bool) -> Iterator[str]:
     manifest, none = stage.manifest, "\N{EM DASH}"
     yield from (manifest.stage, manifest.kind, manifest.fingerprint[:8], minutes(manifest.seconds) + (" (resumed)" if manifest.resumed else ""))
     yield f"{manifest.planned['minutes']:.2g}" if "minutes" in manifest.planned else none
+    yield f"{manifest.scored['minutes']:.2f}" if "minutes" in manifest.scored else none
     yield number(float(f"{manifest.metrics['tokens_per_s']:.3g}")) if "tokens_per_s" in manifest.metrics else none
     if memory:
         yield number(manifest.metrics["peak_memory_gb"]) if "peak_memory_gb" in manifest.metrics else none
@@ -206,11 +219,22 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.3g}" if seconds < 6e4 else f"{seconds / 60:,.0f}"
 
 
+PUBLISHED_IMPACT = {
+    # what the Aloe-Beta card and paper (arXiv 2505.04388, tables 5 and 8) say of theirs
+    "hardware": ("32 x NVIDIA H100 64GB", "32 (8B) and 64 (70B) x NVIDIA H100 64GB"),
+    "hours, all stages": ("544 (8B) and 4,500 (70B) GPU hours", "548 (8B) and 5,064 (70B) GPU hours of fine-tuning alone"),
+    "region": ("Spain", "Spain"),
+    "grid, g CO2 per kWh": ("not stated", "158"),
+    "energy, kWh": ("not stated", "not stated; 700 W for every GPU hour"),
+    "carbon, kg CO2": ("34.1, of which model is not said", "73 (8B, fine-tuning and alignment)"),
+}
+
+
 def impact(facts: Facts) -> Table:
-    """Energy in one column; what is missing is said."""
+    """Energy in one column, what was published of Aloe-Beta beside it; what is missing is said."""
     total = energy(facts)
     unknown = "not recorded"
-    rows = (
+    values = (
         ("hardware", ", ".join(total.hardware) or unknown),
         ("hours, all stages", f"{total.seconds / 3600:.3g}"),
         ("region", ", ".join(total.countries) or unknown),
@@ -218,4 +242,11 @@ def impact(facts: Facts) -> Table:
         ("energy, kWh", f"{total.kwh:.3g} ({total.method})" if total.method else unknown),
         ("carbon, kg CO2", f"{total.kg_co2:.3g} ({total.method})" if total.method else unknown),
     )
-    return Table(("", "sum over the stages"), rows, 1, cost(facts).files)
+    rows = tuple((name, value, *PUBLISHED_IMPACT[name]) for name, value in values)
+    return Table(("", "sum over the stages", "Aloe-Beta, card", "Aloe-Beta, paper"), rows, 0, cost(facts).files)
+
+
+def stage_energy(facts: Facts) -> Table:
+    """What codecarbon recorded of each stage; CPU figures are estimates unless a meter was read."""
+    rows = tuple((stage.name, f"{stage.manifest.seconds / 3600:.3g}", *list(_cost_row(stage, False))[-3:]) for stage in facts.stages)
+    return Table(("stage", "hours", "kWh", "kg CO2", "energy is"), rows, 4, cost(facts).files)

@@ -15,7 +15,7 @@ from aloe.train.batches import Example, micro_batches, plan_steps
 from aloe.train.checkpoint import load_checkpoint, save_checkpoint
 from aloe.train.engine import OneProcess
 from aloe.train.objectives import Objective
-from aloe.train.options import TrainOptions, learning_rate
+from aloe.train.options import TrainOptions, learning_rate, refuse_unbuilt
 
 
 class TrainReport(NamedTuple):
@@ -45,6 +45,7 @@ def train(
     label: str,
 ) -> TrainReport:
     """Train `model` in place. Continues from the checkpoint in `work`, bit for bit on the same machine and threads."""
+    refuse_unbuilt(options, machine)
     plan = plan_steps(len(examples), options, seed)
     engine = OneProcess(model, options, machine)
     step, curve, seconds = 0, [], 0.0
