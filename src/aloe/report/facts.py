@@ -205,8 +205,8 @@ class Energy(NamedTuple):
     countries: tuple[str, ...]
     hardware: tuple[str, ...]
     missing: tuple[str, ...]
-    resumed: tuple[str, ...]
-    """Stages picked up after a kill: only their last attempt was counted."""
+    uncounted: tuple[str, ...]
+    """Stages with an attempt that was killed outright, so that its time and energy are not in the sums."""
 
 
 def energy(facts: Facts) -> Energy:
@@ -226,7 +226,7 @@ def energy(facts: Facts) -> Energy:
         countries=tuple(distinct("country")),
         hardware=tuple(str(name) for key in ("cpu", "gpu") for name in distinct(key)),
         missing=tuple(stage.name for stage in facts.stages if not stage.manifest.energy),
-        resumed=tuple(stage.name for stage in facts.stages if stage.manifest.resumed),
+        uncounted=tuple(stage.name for stage in facts.stages if stage.manifest.counted <= stage.manifest.resumed),
     )
 
 
