@@ -86,5 +86,7 @@ def training_cost(sizes: Mapping[str, Size], train: TrainOptions, machine: Machi
     count, data = sizes["base"].parameters, sizes["data"]
     tokens = (data.tokens + data.rows * 40) * train.epochs * passes
     states = count * (18 if train.dtype == "bf16" else 16) / 1e9
+    if train.lora:  # the frozen weights, and at the export the merged ones in fp32
+        states = count * (6 if train.dtype == "bf16" else 8) / 1e9
     minutes = 0.1 + tokens / machine.train_tokens_per_s / 60 * count / 135e6
-    return sizes["base"], Cost(minutes, 1.0 + states + machine.micro_batch_tokens * count / 135e6 * 1e-3, count * 16 / 1e9)
+    return sizes["base"], Cost(minutes, 1.0 + states + machine.micro_batch_tokens * count / 135e6 * 1e-3, count * (4 if train.lora else 16) / 1e9)

@@ -23,7 +23,14 @@ TWO = {"kwh": 0.003, "kg_co2": 0.0003, "g_per_kwh": 100.0, "seconds": 30.0, "cpu
 
 def test_energy_of_two_attempts_is_added_and_the_grid_is_averaged() -> None:
     both = add_energy(ONE, TWO)
-    assert both == {"kwh": 0.004, "kg_co2": pytest.approx(0.0005), "g_per_kwh": pytest.approx(125.0), "seconds": 40.0, "cpu": "new", "method": "metered"}
+    assert both == {
+        "kwh": 0.004,
+        "kg_co2": pytest.approx(0.0005),
+        "g_per_kwh": pytest.approx(125.0),
+        "seconds": 40.0,
+        "cpu": "new",
+        "method": "metered",
+    }
     assert add_energy({}, TWO) == TWO and add_energy(ONE, {}) == ONE
 
 

@@ -48,9 +48,7 @@ def test_every_stage_records_its_own_peak(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(curate, "curate", hungry)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        "name: r\nseed: 1\nstages:\n"
-        "  large: {kind: curate, sources: {toy-facts: {n: 3}}}\n"
-        "  small: {kind: curate, sources: {toy-general: {n: 3}}}\n"
+        "name: r\nseed: 1\nstages:\n  large: {kind: curate, sources: {toy-facts: {n: 3}}}\n  small: {kind: curate, sources: {toy-general: {n: 3}}}\n"
     )
     nodes = runner.run(load_recipe(recipe), Machine(), tmp_path / "runs", log=QUIET)
     large, small = (read_manifest(node.path).metrics["peak_memory_gb"] for node in nodes)

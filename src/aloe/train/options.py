@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from importlib import util
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from aloe.core.config import Config
+from aloe.core.errors import MachineError
+
+
+class LoraOptions(Config):
+    """Low-rank adapters (Hu et al. 2021) beside frozen weights, through peft; they alone are trained and have fp32 masters."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    """The adapter's product is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's input, in sft alone: dpo compares policy and reference without noise."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Names of linear layers (q_proj, ...), or all of them but lm_head."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Train the length of each weight column apart from its direction (Liu et al. 2024)."""
+    quantise: Literal["nf4"] | None = None
+    """Keep the frozen weights in 4 bits while training (QLoRA, Dettmers et al. 2023). The adapter is exported onto the full weights."""
+    export: Literal["merged", "adapter"] = "merged"
+    """A whole model, or the adapter alone, which needs its base beside it."""
+
+    def check(self) -> None:
+        """MachineError where this machine lacks a package."""
+        if self.quantise and util.find_spec("bitsandbytes") is None:
+            raise MachineError("lora.quantise: nf4 needs the package bitsandbytes", where="train.lora.quantise", do="pip install bitsandbytes")
 
 
 class TrainOptions(Config):
@@ -33,6 +60,8 @@ class TrainOptions(Config):
     """Global gradient norm above which gradients are scaled down."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute dtype of forward and backward; master weights and moments are always fp32."""
+    lora: LoraOptions | None = None
+    """None trains all weights."""
 
 
 def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
