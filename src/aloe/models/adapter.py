@@ -22,7 +22,7 @@ def put_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
 
     with readable(folder):
         config = LoraConfig.from_pretrained(str(folder))
-        config.inference_mode = not trainable
+        config.inference_mode, config.base_model_name_or_path = not trainable, None  # peft warns where the name is not this folder's
         weights = load_file(folder / ADAPTER_WEIGHTS)
         adapted = get_peft_model(model, config)
         loaded = set_peft_model_state_dict(adapted, weights)
