@@ -143,6 +143,7 @@ class Sft(Stage):
     """Supervised fine-tuning on the assistant's tokens."""
 
     kind: Literal["sft"]
+    version: ClassVar[int] = 2  # 2: bf16 computes with unrounded rotary frequencies
     makes: ClassVar[str] = "model"
     base: str
     data: str
@@ -233,6 +234,7 @@ class Dpo(Stage):
     """Direct preference optimisation in chunks; the model of a chunk starts the next."""
 
     kind: Literal["dpo"]
+    version: ClassVar[int] = 2  # 2: bf16 computes with unrounded rotary frequencies
     makes: ClassVar[str] = "model"
     base: str
     data: str

@@ -9,6 +9,7 @@ import hashlib
 import json
 import types
 from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -73,11 +74,19 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
 }  # fmt: skip
-EXTRA = {  # fields that only matter together with another
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora": False, "dora": False, "quantise": None, "export": "merged"}
+OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
+EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
+} | {
+    (stage, f"train.lora.{field}"): {"train.lora": {**LORA}, f"train.lora.{field}": value}
+    for stage in ("sft", "dpo")
+    for field, value in OTHER_LORA.items()
 }
 REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
+REFUSED |= {("dpo", "train.lora.dropout")}
+REFUSED |= {(stage, "train.lora.quantise") for stage in ("sft", "dpo") if util.find_spec("bitsandbytes") is None}
 
 
 def paths(model: Any, prefix: str = "") -> Iterator[str]:

@@ -130,6 +130,15 @@ def test_an_interrupted_run_ends_with_the_same_adapter(toy_folder: Path, tmp_pat
     assert sha256_file(tmp_path / "whole/model.safetensors") == sha256_file(tmp_path / "cut/model.safetensors")
 
 
+def test_recomputed_activations_change_no_bit_of_an_adapter(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import train.test_loop
+
+    lora = LORA.model_copy(update={"dropout": 0.2})  # the recomputed masks must be the first ones
+    plain = sft(toy_folder, tmp_path / "plain", lora=lora)
+    monkeypatch.setattr(train.test_loop, "MACHINE", MACHINE.model_copy(update={"gradient_checkpointing": True}))
+    assert sft(toy_folder, tmp_path / "again", lora=lora)["curve"] == plain["curve"]
+
+
 def test_dropout_noise_belongs_to_its_step_and_leaks_nowhere() -> None:
     dropping = LORA.model_copy(update={"dropout": 0.5})
     torch.manual_seed(1)
@@ -297,6 +306,24 @@ def test_qlora_trains_on_four_bits_and_exports_onto_the_full_weights(toy_folder:
     name = "model.layers.0.input_layernorm.weight"
     before, after = (load_file(folder / "model.safetensors")[name] for folder in (toy_folder, tmp_path / "out"))
     assert torch.equal(before, after)
+
+
+def test_a_reference_pass_over_four_bits_takes_no_gradient_away(toy_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    lora = LORA.model_copy(update={"quantise": "nf4"})
+
+    def gradients(reference: bool) -> dict[str, torch.Tensor]:
+        model = lora_module.open_with_adapter(toy_folder, options(lora), lora, seed=1, work=tmp_path, kept=None)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.data.fill_(0.01)
+        if reference:
+            logits(model)
+        model.train()(input_ids=IDS).logits.square().mean().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, after = gradients(False), gradients(True)
+    assert len(plain) == 28 and all(torch.equal(plain[name], after[name]) for name in plain)
 
 
 def test_qlora_dpo_starts_at_ln_2(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,10 @@ def open_with_adapter(start: Path, options: TrainOptions, lora: LoraOptions, *, 
     if lora.quantise:
         lora.check()
         model = load_model(whole_folder(start, work / "start"), dtype, quantization_config=_nf4(dtype))
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # A reference pass would repack the weights for inference, through which no gradient flows (bitsandbytes 0.50).
+                module.support_avx512bf16_for_cpu = False
     else:
         model = load_model(start, dtype)
     if kept:
