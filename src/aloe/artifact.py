@@ -65,6 +65,8 @@ class Manifest(Config):
     energy: dict[str, Any] = {}
     resumed: int = 0
     """How many times the stage was picked up again after a kill."""
+    counted: int = 1
+    """Attempts whose time and energy are in `seconds` and `energy`: fewer than resumed + 1 where one was killed outright."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def run(
     from aloe import runner
     from aloe.console import listener
     from aloe.core.log import Log
+    from aloe.exporters import exporting
     from aloe.recipe import load_machine, load_recipe
 
     words = overrides or []
@@ -44,7 +45,8 @@ def run(
     record = {"recipe": str(recipe.resolve()), "overrides": words, "on": str(on.resolve()) if on else None}
     if runs.parent.is_dir():  # the log is opened before the runner makes the folder
         runs.mkdir(exist_ok=True)
-    nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listener()), record=record)
+    with exporting(machine, loaded.name, runs, listener()) as listen:
+        nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listen), record=record)
     for node in nodes:
         print(f"{node.name}: {node.path}")
     reports = [node.path for node in nodes if node.stage.makes == "report"]

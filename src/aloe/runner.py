@@ -9,13 +9,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from aloe import memory
 from aloe.artifact import (
     MANIFEST,
     WORK,
@@ -38,14 +39,16 @@ from aloe.core.config import Machine, nearest
 from aloe.core.errors import AloeError, ArtifactError, MachineError, RecipeError
 from aloe.core.log import Log
 from aloe.core.seeds import seed_for
-from aloe.energy import Meter
+from aloe.energy import Meter, Spent
 from aloe.recipe import Recipe
 from aloe.stage import Context, Cost, Size
 from aloe.stages import AnyStage
 
+ATTEMPTS = "attempts.json"
 LIBRARIES = (
     "torch",
     "transformers",
+    "peft",
     "tokenizers",
     "safetensors",
     "numpy",
@@ -202,23 +205,33 @@ def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = Non
 def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, runs: Path, memo: HashMemo, meter: Meter, cost: Cost, log: Log) -> None:
     by_name = {n.name: n for n in nodes}
     temporary, work = node.work.parent, node.work
-    resumed = _prepare(temporary, work, node.fingerprint)
+    resumed, earlier = _prepare(temporary, work, node.fingerprint)
     inputs = {role: _open(by_name[ref.stage], memo) for role, ref in node.stage.refs().items()}
     context = Context(node.name, recipe.name, seed_for(recipe.seed, node.name), machine, work, runs / ".cache", log.bind(stage=node.name))
     log.event("stage", stage=node.name, kind=node.stage.kind, minutes=cost.minutes, resumed=resumed)
     meter.start(f"{node.name}-{time.monotonic_ns()}")
-    started = time.monotonic()
+    counted, started = memory.reset_peak(), time.monotonic()
+
+    def spent() -> Spent:
+        return earlier.plus(time.monotonic() - started, meter.stop(), memory.peak_gb() if counted else None)
+
     try:
         with _disk_errors(runs):
             metrics = node.stage.run(inputs, temporary, context)
-    finally:
-        energy = meter.stop()
+    except BaseException:
+        with suppress(OSError):  # the disk may be what failed
+            _note_attempts(work, node.fingerprint, resumed, spent())
+        raise
+    total = spent()
+    if total.peak_gb:
+        metrics = {"peak_memory_gb": total.peak_gb, **metrics}  # a stage that ran in several processes says its own
     manifest = Manifest(
         stage=node.name, kind=node.stage.kind, version=node.stage.version, fingerprint=node.fingerprint, recipe=recipe.name,
         seed=recipe.seed, config=node.stage.model_dump(mode="json"), reads=node.meaning["reads"], files={}, metrics=_plain(metrics),
         code=_code(), libraries=_libraries(),
         inputs={role: InputRecord(stage=ref.stage, fingerprint=by_name[ref.stage].fingerprint) for role, ref in node.stage.refs().items()},
-        machine=_describe(machine), planned=cost.figures(machine), seconds=time.monotonic() - started, energy=energy, resumed=resumed,
+        machine=_describe(machine), planned=cost.figures(machine), seconds=total.seconds, energy=total.energy, resumed=resumed,
+        counted=total.attempts,
     )  # fmt: skip
     manifest = manifest.model_copy(update={"scored": scored(manifest)})
     with _disk_errors(runs):
@@ -243,18 +256,26 @@ def _open(node: Node, memo: HashMemo) -> Artifact:
     return artifact
 
 
-def _prepare(temporary: Path, work: Path, key: str) -> int:
-    """An empty directory for the stage, with the work of an earlier attempt where there is one; returns how often it was resumed."""
-    note = work / "attempts.json"
+def _prepare(temporary: Path, work: Path, key: str) -> tuple[int, Spent]:
+    """An empty directory for the stage, with the work of an earlier attempt where there is one.
+
+    Returns how often it was resumed and what the earlier attempts took.
+    """
+    note = work / ATTEMPTS
     seen = json.loads(note.read_text()) if note.is_file() else {}
-    attempts = seen["attempts"] + 1 if seen.get("fingerprint") == key else 0
+    again = seen.get("fingerprint") == key
+    attempts, spent = (seen["attempts"] + 1, Spent(**seen["spent"])) if again else (0, Spent())
     if temporary.is_dir():
         for entry in temporary.iterdir():
             if entry != work or not attempts:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     work.mkdir(parents=True, exist_ok=True)
-    write_text(note, json.dumps({"fingerprint": key, "attempts": attempts}))
-    return attempts
+    _note_attempts(work, key, attempts, spent)
+    return attempts, spent
+
+
+def _note_attempts(work: Path, key: str, attempts: int, spent: Spent) -> None:
+    write_text(work / ATTEMPTS, json.dumps({"fingerprint": key, "attempts": attempts, "spent": spent._asdict()}))
 
 
 def explain(node: Node, runs: Path) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import Field
 from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
-from aloe.core.errors import SourceError
+from aloe.core.errors import RecipeError, SourceError
 from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
 from aloe.stage import Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
@@ -141,6 +141,7 @@ class Sft(Stage):
     """Supervised fine-tuning on the assistant's tokens."""
 
     kind: Literal["sft"]
+    version: ClassVar[int] = 2  # 2: bf16 computes with unrounded rotary frequencies
     makes: ClassVar[str] = "model"
     base: str
     data: str
@@ -151,6 +152,10 @@ class Sft(Stage):
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         return training_cost(sizes, self.train, machine)
+
+    def preflight(self) -> None:
+        if self.train.lora:
+            self.train.lora.check()
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import read_rows
@@ -204,11 +209,12 @@ class Merge(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.merge.merge import Tuned, merge_models
-        from aloe.models.folder import copy_tokenizer
+        from aloe.models.folder import copy_tokenizer, whole_folder
 
-        tuned = {name: Tuned(inputs[f"models.{name}"].path, m.weight, m.density or self.density) for name, m in self.models.items()}
+        whole = {role: whole_folder(artifact.path, context.work / role) for role, artifact in inputs.items()}
+        tuned = {name: Tuned(whole[f"models.{name}"], m.weight, m.density or self.density) for name, m in self.models.items()}
         facts = merge_models(
-            inputs["base"].path,
+            whole["base"],
             tuned,
             out,
             seed=context.seed,
@@ -218,7 +224,7 @@ class Merge(Stage):
             log=context.log,
             label=context.name,
         )
-        copy_tokenizer(inputs["base"].path, out)
+        copy_tokenizer(whole["base"], out)
         return facts
 
 
@@ -226,6 +232,7 @@ class Dpo(Stage):
     """Direct preference optimisation in chunks; the model of a chunk starts the next."""
 
     kind: Literal["dpo"]
+    version: ClassVar[int] = 2  # 2: bf16 computes with unrounded rotary frequencies
     makes: ClassVar[str] = "model"
     base: str
     data: str
@@ -242,6 +249,12 @@ class Dpo(Stage):
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         return training_cost(sizes, self.train, machine, chunks=self.chunks, answers=2, reference=True)
+
+    def preflight(self) -> None:
+        if self.train.lora:
+            self.train.lora.check()
+            if self.train.lora.dropout:
+                raise RecipeError("dropout in dpo would compare policy and reference under noise", where="train.lora.dropout", do="set it to 0")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import read_rows
@@ -332,6 +345,7 @@ class Evaluate(Stage):
 
         from aloe.evals.run import evaluate
         from aloe.models.cached import CachedModel
+        from aloe.models.folder import adapter_name
         from aloe.models.hf import HfModel
         from aloe.models.model import Model
 
@@ -352,6 +366,7 @@ class Evaluate(Stage):
             out,
             index=index,
             retrieval=self.retrieval,
+            adapters={name: adapter for name in self.models if (adapter := adapter_name(inputs[f"models.{name}"].path))},
             seed=context.seed,
             log=context.log,
         )
@@ -380,6 +395,7 @@ class Report(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.artifact import lineage
+        from aloe.models.folder import whole_folder
         from aloe.report.final import link_model
         from aloe.report.html import write_report
         from aloe.report.model_card import CardOptions, write_card
@@ -389,7 +405,7 @@ class Report(Stage):
         )
         stages = lineage(list(inputs.values()))
         scores = [inputs[f"scores.{name}"] for name in self.scores]
-        link_model(inputs["model"].path, out / "model")
+        link_model(whole_folder(inputs["model"].path, context.work / "whole"), out / "model")
         write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
         write_report(out / "report.html", options, inputs["model"], scores, stages)
         return {"model": inputs["model"].name}

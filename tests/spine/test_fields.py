@@ -9,6 +9,7 @@ import hashlib
 import json
 import types
 from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -55,8 +56,7 @@ TRAIN = {
     "train.epochs": 2, "train.lr": 1e-3, "train.global_batch": 4, "train.max_length": 30, "train.schedule": "constant", "train.warmup_steps": 0,
     "train.min_lr_ratio": 0.5, "train.weight_decay": 0.1, "train.beta1": 0.5, "train.beta2": 0.9, "train.eps": 1e-3, "train.clip_norm": 0.1, "train.dtype": "bf16",
 }  # fmt: skip
-LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
-PLANNED = {"train.packing": True, **{f"train.lora.{field}": value for field, value in LORA.items()}}  # can be planned with, not run yet
+PLANNED = {"train.packing": True}  # can be planned with, not run yet
 TRAIN |= PLANNED
 CHANGES: dict[str, dict[str, Any]] = {
     "start": {
@@ -76,12 +76,20 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
 }  # fmt: skip
-EXTRA = {  # fields that only matter together with another
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora": False, "dora": False, "quantise": None, "export": "merged"}
+OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
+EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
+} | {
+    (stage, f"train.lora.{field}"): {"train.lora": {**LORA}, f"train.lora.{field}": value}
+    for stage in ("sft", "dpo")
+    for field, value in OTHER_LORA.items()
 }
 REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
 REFUSED |= {(stage, field) for stage in ("sft", "dpo") for field in PLANNED}
+REFUSED |= {("dpo", "train.lora.dropout")}
+REFUSED |= {(stage, "train.lora.quantise") for stage in ("sft", "dpo") if util.find_spec("bitsandbytes") is None}
 
 
 def paths(model: Any, prefix: str = "") -> Iterator[str]:

@@ -16,6 +16,7 @@ from aloe.core.errors import AloeError, ArtifactError
 from aloe.core.log import QUIET, Log
 from aloe.core.rows import Row
 from aloe.data.sources import source_rows
+from aloe.models.load import load_model
 from aloe.train.checkpoint import load_checkpoint, save_checkpoint
 from aloe.train.dpo import train_dpo
 from aloe.train.engine import OneProcess
@@ -110,6 +111,15 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_masters(toy_folder: Path, tmp_path
     finished = engine.finish()
     for name, p in finished.named_parameters():
         assert torch.equal(p, before[name]), "without a step not one bit of the masters is lost"
+
+
+def test_bf16_training_computes_what_bf16_evaluation_computes(toy_folder: Path) -> None:
+    model, _ = open_for_training(toy_folder)
+    OneProcess(model, OPTIONS.model_copy(update={"dtype": "bf16"}), MACHINE)
+    ids = torch.arange(1, 101)[None]
+    with torch.inference_mode():  # rounded rotary frequencies would shift far positions
+        ours, theirs = (m.eval()(input_ids=ids, use_cache=False).logits for m in (model, load_model(toy_folder, torch.bfloat16)))
+    assert torch.equal(ours, theirs)
 
 
 def test_saved_weights_are_fp32(toy_folder: Path, tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ class Machine(Config):
     checkpoint_every_steps: int = Field(default=20, ge=1)
     checkpoint_every_s: float = Field(default=120.0, ge=0)
     """A checkpoint is written after both so many steps and so many seconds."""
+    diverged_ratio: float = Field(default=3.0, ge=1)
+    """Training stops where the loss stays over this many times its running median (of 100 steps) and over the first step's..."""
+    diverged_steps: int = Field(default=10, ge=0)
+    """... for so many steps in a row; 0 = never."""
+    exporter: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Where the curves are shown besides the terminal and events.jsonl."""
     memory_gb: float = Field(default=0, ge=0)
     """Memory to plan with; 0 = what the machine has."""
     score_tokens_per_s: float = Field(default=1200.0, gt=0)

@@ -47,6 +47,9 @@ LABELS = {
     "last_loss": "loss, last step",
     "last_margin": "reward margin, last step",
     "last_accuracy": "pairs ranked right, last step",
+    "adapter_parameters": "parameters of the adapter",
+    "export_difference": "largest difference of a logit, export against adapter",
+    "gemm_share": "share of the machine's GEMM rate",
     "models": "merged models",
     "num_tensors": "tensors",
 }
@@ -65,7 +68,10 @@ _MEASURED = (
     "last_loss",
     "last_margin",
     "last_accuracy",
+    "adapter_parameters",
+    "export_difference",
     "tokens_per_s",
+    "gemm_share",
 )
 
 
@@ -81,6 +87,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, str]:
     """A stage's fields as label -> text; the options of the training loop stand beside the stage's own."""
     flat = {key: value for key, value in config.items() if key not in _NOT_SETTINGS and not isinstance(value, dict)}
     flat |= config.get("train") or {}
+    lora = flat.pop("lora", None) or {}
+    flat |= {f"LoRA {key}": value for key, value in lora.items() if value is not None}
     return {LABELS.get(key, key.replace("_", " ")): number(value) for key, value in flat.items()}
 
 

@@ -18,11 +18,13 @@ from aloe.core.errors import SourceError
 from aloe.core.log import Log
 from aloe.core.rows import Row, read_jsonl, write_jsonl
 from aloe.core.seeds import seed_for
+from aloe.models.load import cast
 from aloe.train.batches import Example, micro_batches, plan_steps, render_rows
 from aloe.train.loop import train
 from aloe.train.objectives import Dpo, answer_logps, pack
 from aloe.train.options import TrainOptions
-from aloe.train.sft import open_for_training, save_trained
+from aloe.train.sft import export, open_start, save_trained
+from aloe.train.watch import Watched, bad_batch_kept, gemm_metrics
 
 Reference = dict[str, tuple[float, float]]
 
@@ -35,14 +37,12 @@ def train_dpo(
     if any(row.rejected is None for row in rows):
         bad = next(row.id for row in rows if row.rejected is None)
         raise SourceError("a row has no rejected answer", where=f"row {bad}", do="DPO needs preference rows")
-    model, chat = open_for_training(start)
+    done = _last_chunk(work)
+    model, chat = open_start(start, options, seed=seed, work=work, kept=work / f"chunk-{done}" if done else None)
     examples, lengths = render_rows(rows, chat, options, model.config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
     if len(examples) < chunks:
         raise SourceError(f"{len(examples)} pairs cannot be split into {chunks} chunks", where=label, do="use fewer chunks or more pairs")
     parts = split_chunks(examples, chunks, seed)
-    done = _last_chunk(work)
-    if done:
-        model, _ = open_for_training(work / f"chunk-{done}")
     known = _read_reference(work)
     reports = []
     for number, part in enumerate(parts, 1):
@@ -56,23 +56,24 @@ def train_dpo(
             known.update(reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], options, machine))
             write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
             (work / "reference.new").rename(work / "reference.jsonl")
-        report = train(
-            model,
-            Dpo(beta, known, nll),
-            part,
-            options,
-            machine=machine,
-            seed=seed_for(seed, "chunk", number),
-            work=work / f"train-{number}",
-            log=log,
-            label=f"{label} {number}/{chunks}",
-        )
+        with bad_batch_kept(rows, work):
+            report = train(
+                model,
+                Dpo(beta, known, nll),
+                part,
+                options,
+                machine=machine,
+                seed=seed_for(seed, "chunk", number),
+                work=work / f"train-{number}",
+                log=log,
+                label=f"{label} {number}/{chunks}",
+            )
         if reference == "previous_chunk" or number == 1:
             _check_first_step(report.curve[0], label)
-        reports.append({"steps": report.steps, "tokens": report.tokens, "seconds": report.seconds, "curve": report.curve})
+        reports.append({"tokens": report.tokens, "seconds": report.seconds, "watched": report.watched, "curve": report.curve})
         if number < chunks:
             _keep_chunk(model, start, work, number, reports[-1])
-    save_trained(model, start, out)
+    exported = export(model, start, out, options, work, examples)
     shutil.copyfile(work / "reference.jsonl", out / "reference.jsonl")
     curve = [point for r in reports for point in r["curve"]]
     seconds, tokens = sum(r["seconds"] for r in reports), sum(r["tokens"] for r in reports)
@@ -80,7 +81,8 @@ def train_dpo(
     return {
         **lengths._asdict(), "pairs": len(examples), "chunk_sizes": [len(p) for p in parts], "steps": len(curve), "trained_tokens": tokens,
         "train_seconds": seconds, "tokens_per_s": tokens / seconds, "first_loss": curve[0]["loss"], "last_loss": last["loss"],
-        "last_margin": last["margin"], "last_accuracy": last["accuracy"], "curve": curve,
+        "last_margin": last["margin"], "last_accuracy": last["accuracy"], **gemm_metrics([Watched(*r["watched"]) for r in reports]), **exported,
+        "curve": curve,
     }  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def split_chunks(examples: Sequence[Example], chunks: int, seed: int) -> list[li
 def reference_logps(model: Any, parts: Sequence[list[list[Example]]], options: TrainOptions, machine: Machine) -> Reference:
     """Log-probabilities of both answers of every pair, in the batches and the dtype that training will use."""
     found: Reference = {}
-    policy = copy.deepcopy(model).to(torch.bfloat16) if options.dtype == "bf16" else model
+    policy = cast(copy.deepcopy(model), torch.bfloat16) if options.dtype == "bf16" else model
     with torch.no_grad():
         for steps in parts:
             for batch in steps:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from aloe.core.config import Machine
+from aloe.models.load import cast
 from aloe.train.options import TrainOptions
 
 State = dict[str, torch.Tensor]
@@ -29,7 +30,7 @@ class OneProcess:
         self._compute = [p for p in model.parameters() if p.requires_grad]
         if options.dtype == "bf16":
             self.masters = [p.detach().clone().requires_grad_() for p in self._compute]
-            model.to(torch.bfloat16)
+            cast(model, torch.bfloat16)
         else:
             self.masters = self._compute
         self.optimizer = torch.optim.AdamW(
@@ -85,12 +86,9 @@ class OneProcess:
         self._refresh()
 
     def finish(self) -> Any:
-        """The model with its fp32 master weights, ready to be saved."""
-        if self.masters is not self._compute:
-            self.model.to(torch.float32)
-            with torch.no_grad():
-                for master, compute in zip(self.masters, self._compute, strict=True):
-                    compute.copy_(master)
+        """The model with its fp32 master weights, ready to be saved; frozen weights stay in the compute dtype."""
+        for master, compute in zip(self.masters, self._compute, strict=True):
+            compute.data = master.detach()
         return self.model.eval()
 
     def _refresh(self) -> None:

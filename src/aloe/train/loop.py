@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aloe.core.config import Machine
-from aloe.core.errors import AloeError
 from aloe.core.log import Log
 from aloe.train.batches import Example, micro_batches, plan_steps
 from aloe.train.checkpoint import load_checkpoint, save_checkpoint
 from aloe.train.engine import OneProcess
+from aloe.train.lora import dropout_noise
 from aloe.train.objectives import Objective
 from aloe.train.options import TrainOptions, learning_rate, refuse_unbuilt
+from aloe.train.watch import Diverged, Watch, Watched, check_learning
 
 
 class TrainReport(NamedTuple):
@@ -26,10 +27,7 @@ class TrainReport(NamedTuple):
     tokens: int
     seconds: float
     curve: list[dict[str, float]]
-
-
-class Diverged(AloeError):
-    """The loss is not a number any more."""
+    watched: Watched
 
 
 def train(
@@ -54,44 +52,49 @@ def train(
         state, progress = saved
         step, curve, seconds = progress["step"], progress["curve"], progress["seconds"]
         engine.load(state, step)
+    watch = Watch(model, options, machine)
     started = last_save = time.monotonic()
     tokens = 0
     while step < len(plan):
         chosen = [examples[i] for i in plan[step]]
-        curve.append(_step(engine, objective, chosen, options, machine, step, len(plan)))
+        with watch.step(), dropout_noise(options.lora, seed, step):
+            curve.append(_step(engine, objective, chosen, options, machine, step, len(plan), watch))
         step += 1
+        check_learning(curve, chosen, machine)
         tokens += sum(e.num_tokens for e in chosen)
         now = time.monotonic()
         left = (now - started) / tokens * sum(examples[i].num_tokens for batch in plan[step:] for i in batch)
-        log.event("progress", part=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **curve[-1])
+        log.event(
+            "progress", part=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **watch.numbers(), **curve[-1]
+        )
         if step < len(plan) and step % machine.checkpoint_every_steps == 0 and now - last_save >= machine.checkpoint_every_s:
             save_checkpoint(work / "checkpoint", engine.state(), {"step": step, "curve": curve, "seconds": seconds + now - started})
             last_save = time.monotonic()
     engine.finish()
     total = sum(examples[i].num_tokens for batch in plan for i in batch)
     units = sum(objective.count([examples[i] for i in batch]) for batch in plan)
-    return TrainReport(len(plan), units, total, seconds + time.monotonic() - started, curve)
+    return TrainReport(len(plan), units, total, seconds + time.monotonic() - started, curve, watch.result())
 
 
 def _step(
-    engine: OneProcess, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, step: int, steps: int
+    engine: OneProcess, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, step: int, steps: int, watch: Watch
 ) -> dict[str, float]:
     """One optimiser step over a global batch; every sum is divided by the count of the whole global batch."""
     count = objective.count(chosen)
     sums: dict[str, float] = {"loss": 0.0}
     for examples in micro_batches(chosen, machine.micro_batch_tokens):
-        loss = objective.loss(engine.model, objective.batch(examples))
+        batch = objective.batch(examples)
+        watch.saw(batch)
+        loss = objective.loss(engine.model, batch)
         value = float(loss.total.detach())
         if not math.isfinite(value):
-            raise Diverged(
-                f"the loss is {value} at step {step + 1}",
-                where=f"rows {', '.join(e.row_id for e in examples[:5])}",
-                do="lower the learning rate, or look at these rows with `aloe show`",
-            )
+            raise Diverged(f"the loss is {value}", step + 1, examples)
         engine.backward(loss.total / count)
         sums["loss"] += value
         for name, metric in loss.metrics.items():
             sums[name] = sums.get(name, 0.0) + metric
     lr = learning_rate(step, steps, options)
     norm = engine.step(lr)
+    if not math.isfinite(norm):
+        raise Diverged(f"the gradient norm is {norm}", step + 1, chosen)
     return {"lr": lr, "grad_norm": norm, **{name: value / count for name, value in sums.items()}}

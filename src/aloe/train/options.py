@@ -68,7 +68,7 @@ class TrainOptions(Config):
 
 def refuse_unbuilt(options: TrainOptions, machine: Machine) -> None:
     """What can be planned, imported and exported, but not run yet: an error, not silence."""
-    asked = {"train.packing": options.packing, "train.lora": options.lora is not None, f"engine: {machine.engine}": machine.engine != "one"}
+    asked = {"train.packing": options.packing, f"engine: {machine.engine}": machine.engine != "one"}
     for name, wanted in asked.items():
         if wanted:
             raise RecipeError(f"{name} cannot be carried out by this version", where=machine.name, do="plan with it, or run without it")
