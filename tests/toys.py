@@ -56,7 +56,7 @@ def byte_tokenizer(template: str, special: Sequence[str] = ("<|im_start|>", "<|i
 
     words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=special[0], eos_token=special[-1], pad_token=special[-1])
     tokenizer.add_tokens([AddedToken(token, special=True) for token in special[1:-1]])

@@ -131,9 +131,12 @@ class Chat:
         (rendered,) = self._join([self._runs(Conversation(messages, tools), "train", prompt=True)], "all", "train")
         return array("I", rendered.ids).tolist()
 
-    def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), row: str = "") -> Tokens:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), row: str = "", *,
+        supervise: Supervise = "all", reasoning: Reasoning = "train",
+    ) -> Tokens:  # fmt: skip
         """Ids and loss weights of a conversation that ends with an assistant turn; errors name `row`."""
-        (rendered,) = self.render_many([Conversation(messages, tools, row)])
+        (rendered,) = self.render_many([Conversation(messages, tools, row)], supervise=supervise, reasoning=reasoning)
         return Tokens(array("I", rendered.ids).tolist(), [float(w) for w in rendered.weights], rendered.answer_start)
 
     def render_many(self, conversations: Sequence[Conversation], *, supervise: Supervise = "all", reasoning: Reasoning = "train") -> list[Rendered]:
@@ -157,7 +160,7 @@ class Chat:
         texts = self._encode([run.text for runs in rows for run in runs if run.ids is None])
         new, out = iter(texts), []
         for runs in rows:
-            last = max((run.turn for run in runs), default=-1)
+            last = next((run.turn for run in reversed(runs) if run.turn >= 0), -1)
             ids, weights, length, start = [], [], 0, -1
             for run in runs:
                 found = next(new) if run.ids is None else run.ids

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError
 from aloe.core.log import Log
-from aloe.train.batches import Example, micro_batches, plan_steps
+from aloe.train.batches import Example, micro_batches, plan_steps, token_counts
 from aloe.train.checkpoint import load_checkpoint, save_checkpoint
 from aloe.train.engine import OneProcess
 from aloe.train.objectives import Objective
@@ -45,7 +45,7 @@ def train(
     label: str,
 ) -> TrainReport:
     """Train `model` in place. Continues from the checkpoint in `work`, bit for bit on the same machine and threads."""
-    plan = plan_steps(len(examples), options, seed)
+    plan = plan_steps(examples, options, seed)
     engine = OneProcess(model, options, machine)
     step, curve, seconds = 0, [], 0.0
     saved = load_checkpoint(work / "checkpoint")
@@ -54,22 +54,23 @@ def train(
         step, curve, seconds = progress["step"], progress["curve"], progress["seconds"]
         engine.load(state, step)
     started = last_save = time.monotonic()
-    tokens = 0
+    lengths = token_counts(examples)
+    total = options.epochs * int(lengths.sum())
+    tokens, waiting = 0, total - sum(int(lengths[batch].sum()) for batch in plan[:step])
     while step < len(plan):
         chosen = [examples[i] for i in plan[step]]
         curve.append(_step(engine, objective, chosen, options, machine, step, len(plan)))
         step += 1
-        tokens += sum(e.num_tokens for e in chosen)
+        read = sum(e.num_tokens for e in chosen)
+        tokens, waiting = tokens + read, waiting - read
         now = time.monotonic()
-        left = (now - started) / tokens * sum(examples[i].num_tokens for batch in plan[step:] for i in batch)
+        left = (now - started) / tokens * waiting
         log.event("progress", part=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **curve[-1])
         if step < len(plan) and step % machine.checkpoint_every_steps == 0 and now - last_save >= machine.checkpoint_every_s:
             save_checkpoint(work / "checkpoint", engine.state(), {"step": step, "curve": curve, "seconds": seconds + now - started})
             last_save = time.monotonic()
     engine.finish()
-    total = sum(examples[i].num_tokens for batch in plan for i in batch)
-    units = sum(objective.count([examples[i] for i in batch]) for batch in plan)
-    return TrainReport(len(plan), units, total, seconds + time.monotonic() - started, curve)
+    return TrainReport(len(plan), options.epochs * objective.count(examples), total, seconds + time.monotonic() - started, curve)
 
 
 def _step(
