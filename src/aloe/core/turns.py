@@ -12,6 +12,7 @@ from aloe.core.rows import Message
 from aloe.core.template import BEGIN, END, MARKS, THINK, UNTHINK
 
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning that a row brings inside its content
+_AFTER_THOUGHT = re.compile(f"({UNTHINK})(\\s+)")
 _MARKS = re.compile(f"([{MARKS}])")
 
 
@@ -56,10 +57,12 @@ def without_marks(text: str) -> str:
 
 
 def runs_by_marks(marked: str) -> list[Run]:
-    """The runs of a text with marks around turns and reasoning."""
+    """The runs of a text with marks around turns and reasoning. White space after reasoning belongs to it: many tokenizers join a line
+    break with the full stop before it.
+    """
     runs: list[Run] = []
     turns, speaking, thinking = 0, False, False
-    for piece in _MARKS.split(marked):
+    for piece in _MARKS.split(_AFTER_THOUGHT.sub(r"\2\1", marked)):
         if piece in (BEGIN, END):
             turns, speaking = turns + (piece == BEGIN), piece == BEGIN
         elif piece in (THINK, UNTHINK):
