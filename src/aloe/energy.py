@@ -25,6 +25,8 @@ def grid_g_per_kwh(machine: Machine) -> float:
     if machine.country not in mix:
         raise RecipeError(f"the country {machine.country!r} is not known", where=machine.name, do=nearest(machine.country, list(mix)))
     return mix[machine.country]["carbon_intensity"]
+
+
 class Spent(NamedTuple):
     """What the attempts at a stage have taken together."""
 

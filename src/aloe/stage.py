@@ -20,6 +20,8 @@ class Ref(NamedTuple):
 
     stage: str
     makes: str
+    or_makes: str = ""
+    """What will do as well."""
 
 
 class Size(NamedTuple):

@@ -7,7 +7,7 @@ A stage's fields say what is made and are hashed; how wide it runs stands in Mac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,10 +17,11 @@ from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import RecipeError, SourceError
+from aloe.core.rows import Row
 from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
 from aloe.stage import Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
-from aloe.train.options import TrainOptions
+from aloe.train.options import TokenOptions, TrainOptions
 
 
 class Base(Stage):
@@ -137,6 +138,42 @@ class Curate(Stage):
         return {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
 
 
+class Tokens(Stage, TokenOptions):
+    """Rows as token ids and loss weights on disk, so that several trainings render them once."""
+
+    kind: Literal["tokens"]
+    makes: ClassVar[str] = "tokens"
+    model: str
+    """Whose tokenizer, chat template and limits are used."""
+    data: str
+
+    def refs(self) -> dict[str, Ref]:
+        return {"model": Ref(self.model, "model"), "data": Ref(self.data, "rows")}
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        data = sizes["data"]
+        return data, Cost(0.05 + data.tokens / 1e8, 1.0, data.tokens * 5e-9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.rows import read_rows
+        from aloe.models.folder import load_chat
+        from aloe.models.load import load_tokenizer, model_limits
+        from aloe.train.batches import Limits
+        from aloe.train.tokens import making, write_tokens
+
+        model = inputs["model"].path
+        chat = load_chat(model, load_tokenizer(model))
+        made = making(chat, self, Limits(*model_limits(model)), keep_rejected=True)
+        return write_tokens(out, read_rows(inputs["data"].path / "rows.jsonl.gz"), chat, made)._asdict()
+
+
+def training_data(data: Artifact) -> Iterable[Row] | Path:
+    """What a training reads: rows one by one, or the folder of a token store."""
+    from aloe.core.rows import read_rows
+
+    return data.path if data.manifest.kind == "tokens" else read_rows(data.path / "rows.jsonl.gz")
+
+
 class Sft(Stage):
     """Supervised fine-tuning on the assistant's tokens."""
 
@@ -148,7 +185,7 @@ class Sft(Stage):
     train: TrainOptions
 
     def refs(self) -> dict[str, Ref]:
-        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
+        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows", "tokens")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         return training_cost(sizes, self.train, machine)
@@ -158,13 +195,11 @@ class Sft(Stage):
             self.train.lora.check()
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.core.rows import read_rows
         from aloe.train.sft import train_sft
 
-        rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
         return train_sft(
             inputs["base"].path,
-            rows,
+            training_data(inputs["data"]),
             self.train,
             out=out,
             work=context.work,
@@ -245,7 +280,7 @@ class Dpo(Stage):
     """Whose log-probabilities a chunk is measured against; the published recipe does not say which."""
 
     def refs(self) -> dict[str, Ref]:
-        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
+        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows", "tokens")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         return training_cost(sizes, self.train, machine, chunks=self.chunks, answers=2, reference=True)
@@ -257,12 +292,11 @@ class Dpo(Stage):
                 raise RecipeError("dropout in dpo would compare policy and reference under noise", where="train.lora.dropout", do="set it to 0")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.core.rows import read_rows
         from aloe.train.dpo import train_dpo
 
-        rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
         return train_dpo(
-            inputs["base"].path, rows, self.train, beta=self.beta, nll=self.nll, chunks=self.chunks, reference=self.reference,
+            inputs["base"].path, training_data(inputs["data"]), self.train,
+            beta=self.beta, nll=self.nll, chunks=self.chunks, reference=self.reference,
             out=out, work=context.work, machine=context.machine, seed=context.seed, log=context.log, label=context.name,
         )  # fmt: skip
 
@@ -411,4 +445,4 @@ class Report(Stage):
         return {"model": inputs["model"].name}
 
 
-AnyStage = Annotated[Base | Curate | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]
+AnyStage = Annotated[Base | Curate | Tokens | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]

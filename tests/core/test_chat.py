@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from aloe.core.chat import MARKED_COPIES, Chat, ChatOptions, marked_template
+from aloe.core.chat import Chat, ChatOptions
 from aloe.core.errors import ModelError
 from aloe.core.rows import Message, ToolCall, ToolSchema
+from aloe.core.template import MARKED_COPIES, marked_template
 from toys import CHATML, assistant, byte_tokenizer, system, user, with_template
 
 # The template of SmolLM2-Instruct, letter by letter as its GGUF holds it.

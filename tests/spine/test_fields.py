@@ -56,8 +56,7 @@ TRAIN = {
     "train.epochs": 2, "train.lr": 1e-3, "train.global_batch": 4, "train.max_length": 30, "train.schedule": "constant", "train.warmup_steps": 0,
     "train.min_lr_ratio": 0.5, "train.weight_decay": 0.1, "train.beta1": 0.5, "train.beta2": 0.9, "train.eps": 1e-3, "train.clip_norm": 0.1, "train.dtype": "bf16",
 }  # fmt: skip
-PLANNED = {"train.packing": True}  # can be planned with, not run yet
-TRAIN |= PLANNED
+TRAIN["train.packing"] = True
 CHANGES: dict[str, dict[str, Any]] = {
     "start": {
         "model": "hf:OTHER", "name": "another", "licence": "MIT", "chat.system_prompt": "Be kind .", "chat.generation.max_new_tokens": 7,
@@ -87,7 +86,6 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     for field, value in OTHER_LORA.items()
 }
 REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
-REFUSED |= {(stage, field) for stage in ("sft", "dpo") for field in PLANNED}
 REFUSED |= {("dpo", "train.lora.dropout")}
 REFUSED |= {(stage, "train.lora.quantise") for stage in ("sft", "dpo") if util.find_spec("bitsandbytes") is None}
 

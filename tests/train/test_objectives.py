@@ -11,7 +11,7 @@ import torch
 
 from aloe.core.chat import Chat
 from aloe.core.rows import Message, Row
-from aloe.train.batches import Example, micro_batches, plan_steps, render_rows
+from aloe.train.batches import Example, Plan, micro_batches, render_rows
 from aloe.train.objectives import Dpo, Sft, answer_logps, batch_logps, dpo_losses, pack
 from aloe.train.options import TrainOptions, learning_rate
 from aloe.train.sft import open_for_training
@@ -155,11 +155,11 @@ def test_a_token_outside_the_embedding_is_refused_with_its_row(toy_model: tuple[
 
 
 def test_the_plan_visits_every_row_once_an_epoch_in_a_new_order() -> None:
-    plan = plan_steps(10, OPTIONS.model_copy(update={"epochs": 2, "global_batch": 4}), seed=3)
+    plan = Plan([1] * 10, OPTIONS.model_copy(update={"epochs": 2, "global_batch": 4}), seed=3)
     assert [len(step) for step in plan] == [4, 4, 2, 4, 4, 2]
     first, second = [i for s in plan[:3] for i in s], [i for s in plan[3:] for i in s]
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert plan == plan_steps(10, OPTIONS.model_copy(update={"epochs": 2, "global_batch": 4}), seed=3)
+    assert list(plan) == list(Plan([1] * 10, OPTIONS.model_copy(update={"epochs": 2, "global_batch": 4}), seed=3))
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:

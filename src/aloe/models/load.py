@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aloe.core.errors import AloeError, ModelError
 from aloe.models.folder import is_adapter
@@ -62,3 +62,10 @@ def cast(model: Any, dtype: Any) -> Any:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def model_limits(folder: Path) -> tuple[int, int]:
+    """The position limit and the rows of the embedding, from config.json alone."""
+    with readable(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+        return int(config.max_position_embeddings), int(config.vocab_size)

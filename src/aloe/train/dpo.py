@@ -7,39 +7,40 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from aloe.core.config import Machine
-from aloe.core.errors import SourceError
+from aloe.core.errors import RecipeError, SourceError
 from aloe.core.log import Log
 from aloe.core.rows import Row, read_jsonl, write_jsonl
 from aloe.core.seeds import seed_for
-from aloe.models.load import cast
-from aloe.train.batches import Example, micro_batches, plan_steps, render_rows
+from aloe.models.load import cast, model_limits
+from aloe.train.batches import Example, Limits, micro_batches, plan_steps
 from aloe.train.loop import train
 from aloe.train.objectives import Dpo, answer_logps, pack
 from aloe.train.options import TrainOptions
 from aloe.train.sft import export, open_start, save_trained
+from aloe.train.tokens import TokenStore, open_examples
 from aloe.train.watch import Watched, bad_batch_kept, gemm_metrics
 
 Reference = dict[str, tuple[float, float]]
 
 
 def train_dpo(
-    start: Path, rows: Sequence[Row], options: TrainOptions, *, beta: float, nll: float, chunks: int, reference: Literal["start", "previous_chunk"],
+    start: Path, data: Iterable[Row] | Path, options: TrainOptions, *,
+    beta: float, nll: float, chunks: int, reference: Literal["start", "previous_chunk"],
     out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str,
 ) -> dict[str, Any]:  # fmt: skip
     """One pass of the loop a chunk; the model of a chunk starts the next. Writes reference.jsonl beside the weights."""
-    if any(row.rejected is None for row in rows):
-        bad = next(row.id for row in rows if row.rejected is None)
-        raise SourceError("a row has no rejected answer", where=f"row {bad}", do="DPO needs preference rows")
+    if options.supervise != "all":
+        raise RecipeError("DPO compares last answers and learns nothing else", where=f"{label}: train.supervise", do="leave supervise out")
     done = _last_chunk(work)
     model, chat = open_start(start, options, seed=seed, work=work, kept=work / f"chunk-{done}" if done else None)
-    examples, lengths = render_rows(rows, chat, options, model.config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
+    examples = open_examples(data, chat, options, Limits(*model_limits(start)), work, pairs=True)
     if len(examples) < chunks:
         raise SourceError(f"{len(examples)} pairs cannot be split into {chunks} chunks", where=label, do="use fewer chunks or more pairs")
     parts = split_chunks(examples, chunks, seed)
@@ -56,7 +57,7 @@ def train_dpo(
             known.update(reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], options, machine))
             write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
             (work / "reference.new").rename(work / "reference.jsonl")
-        with bad_batch_kept(rows, work):
+        with bad_batch_kept(chat, work):
             report = train(
                 model,
                 Dpo(beta, known, nll),
@@ -79,21 +80,21 @@ def train_dpo(
     seconds, tokens = sum(r["seconds"] for r in reports), sum(r["tokens"] for r in reports)
     last = curve[-1]
     return {
-        **lengths._asdict(), "pairs": len(examples), "chunk_sizes": [len(p) for p in parts], "steps": len(curve), "trained_tokens": tokens,
+        **examples.counted()._asdict(), "pairs": len(examples), "chunk_sizes": [len(p) for p in parts], "steps": len(curve), "trained_tokens": tokens,
         "train_seconds": seconds, "tokens_per_s": tokens / seconds, "first_loss": curve[0]["loss"], "last_loss": last["loss"],
         "last_margin": last["margin"], "last_accuracy": last["accuracy"], **gemm_metrics([Watched(*r["watched"]) for r in reports]), **exported,
         "curve": curve,
     }  # fmt: skip
 
 
-def split_chunks(examples: Sequence[Example], chunks: int, seed: int) -> list[list[Example]]:
+def split_chunks(examples: TokenStore, chunks: int, seed: int) -> list[TokenStore]:
     """Shuffled, then cut into `chunks` parts whose sizes differ by at most one."""
-    order = list(examples)
+    order = list(range(len(examples)))
     random.Random(seed_for(seed, "chunks")).shuffle(order)
-    return [order[i * len(order) // chunks : (i + 1) * len(order) // chunks] for i in range(chunks)]
+    return [examples.take(order[i * len(order) // chunks : (i + 1) * len(order) // chunks]) for i in range(chunks)]
 
 
-def reference_logps(model: Any, parts: Sequence[list[list[Example]]], options: TrainOptions, machine: Machine) -> Reference:
+def reference_logps(model: Any, parts: Sequence[Iterable[list[Example]]], options: TrainOptions, machine: Machine) -> Reference:
     """Log-probabilities of both answers of every pair, in the batches and the dtype that training will use."""
     found: Reference = {}
     policy = cast(copy.deepcopy(model), torch.bfloat16) if options.dtype == "bf16" else model
@@ -107,9 +108,9 @@ def reference_logps(model: Any, parts: Sequence[list[list[Example]]], options: T
     return found
 
 
-def _first_epoch(part: list[Example], options: TrainOptions, seed: int) -> list[list[Example]]:
-    plan = plan_steps(len(part), options.model_copy(update={"epochs": 1}), seed)
-    return [[part[i] for i in batch] for batch in plan]
+def _first_epoch(part: Sequence[Example], options: TrainOptions, seed: int) -> Iterator[list[Example]]:
+    plan = plan_steps(part, options.model_copy(update={"epochs": 1}), seed)
+    return ([part[i] for i in batch] for batch in plan)
 
 
 def _check_first_step(point: dict[str, float], label: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from aloe.core.config import Machine
 from aloe.core.log import Log
-from aloe.train.batches import Example, micro_batches, plan_steps
+from aloe.train.batches import Example, micro_batches, plan_steps, token_counts
 from aloe.train.checkpoint import load_checkpoint, save_checkpoint
 from aloe.train.engine import OneProcess
 from aloe.train.lora import dropout_noise
@@ -44,7 +44,7 @@ def train(
 ) -> TrainReport:
     """Train `model` in place. Continues from the checkpoint in `work`, bit for bit on the same machine and threads."""
     refuse_unbuilt(options, machine)
-    plan = plan_steps(len(examples), options, seed)
+    plan = plan_steps(examples, options, seed)
     engine = OneProcess(model, options, machine)
     step, curve, seconds = 0, [], 0.0
     saved = load_checkpoint(work / "checkpoint")
@@ -54,16 +54,19 @@ def train(
         engine.load(state, step)
     watch = Watch(model, options, machine)
     started = last_save = time.monotonic()
-    tokens = 0
+    lengths = token_counts(examples)
+    total = options.epochs * int(lengths.sum())
+    tokens, waiting = 0, total - sum(int(lengths[batch].sum()) for batch in plan[:step])
     while step < len(plan):
         chosen = [examples[i] for i in plan[step]]
         with watch.step(), dropout_noise(options.lora, seed, step):
             curve.append(_step(engine, objective, chosen, options, machine, step, len(plan), watch))
         step += 1
         check_learning(curve, chosen, machine)
-        tokens += sum(e.num_tokens for e in chosen)
+        read = sum(e.num_tokens for e in chosen)
+        tokens, waiting = tokens + read, waiting - read
         now = time.monotonic()
-        left = (now - started) / tokens * sum(examples[i].num_tokens for batch in plan[step:] for i in batch)
+        left = (now - started) / tokens * waiting
         log.event(
             "progress", part=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **watch.numbers(), **curve[-1]
         )
@@ -71,9 +74,8 @@ def train(
             save_checkpoint(work / "checkpoint", engine.state(), {"step": step, "curve": curve, "seconds": seconds + now - started})
             last_save = time.monotonic()
     engine.finish()
-    total = sum(examples[i].num_tokens for batch in plan for i in batch)
-    units = sum(objective.count([examples[i] for i in batch]) for batch in plan)
-    return TrainReport(len(plan), units, total, seconds + time.monotonic() - started, curve, watch.result())
+    seconds += time.monotonic() - started
+    return TrainReport(len(plan), options.epochs * objective.count(examples), total, seconds, curve, watch.result())
 
 
 def _step(

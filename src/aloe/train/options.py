@@ -36,20 +36,31 @@ class LoraOptions(Config):
             raise MachineError("lora.quantise: nf4 needs the package bitsandbytes", where="train.lora.quantise", do="pip install bitsandbytes")
 
 
-class TrainOptions(Config):
+class TokenOptions(Config):
+    """How rows become documents of tokens and loss weights."""
+
+    max_length: int = Field(default=1024, ge=8)
+    """Tokens of one document, and of one pack of documents."""
+    over_length: Literal["drop", "truncate", "split"] = "drop"
+    """Rows longer than max_length: drop them, cut the answer and keep the end of turn, or cut the row into documents of which each
+    supervised token is learnt once (not for pairs). All are counted."""
+    supervise: Literal["all", "last"] = "all"
+    """Learn every turn of the assistant, or the last alone."""
+    reasoning: Literal["train", "mask", "drop"] = "train"
+    """What an assistant thinks before it answers: learn it, read it without learning it, or leave it out."""
+
+
+class TrainOptions(TokenOptions):
     """One pass of the loop over a list of rows. The global batch is meaning; micro-batches follow from the machine."""
 
     epochs: int = Field(default=1, ge=1)
     lr: float = Field(gt=0)
     """Peak learning rate."""
     global_batch: int = Field(default=16, ge=1)
-    """Rows (packs where `packing`) in one optimiser step, over all micro-batches and ranks."""
-    max_length: int = Field(default=1024, ge=8)
-    """Tokens of one rendered row."""
-    over_length: Literal["drop", "truncate"] = "drop"
-    """Rows longer than max_length: drop them, or cut the answer and keep the end of turn. Both are counted."""
+    """Rows in one optimiser step, over all micro-batches and ranks; with `packing`, packs."""
     packing: bool = False
-    """Fill packs of at most max_length tokens with whole rows; a pack counts as one of the global batch."""
+    """Count packs of at most max_length tokens instead of rows: steps of nearly equal size, whatever the rows' lengths are.
+    Documents in a pack do not see one another, and each keeps its own positions."""
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -68,7 +79,7 @@ class TrainOptions(Config):
 
 def refuse_unbuilt(options: TrainOptions, machine: Machine) -> None:
     """What can be planned, imported and exported, but not run yet: an error, not silence."""
-    asked = {"train.packing": options.packing, f"engine: {machine.engine}": machine.engine != "one"}
+    asked = {f"engine: {machine.engine}": machine.engine != "one"}
     for name, wanted in asked.items():
         if wanted:
             raise RecipeError(f"{name} cannot be carried out by this version", where=machine.name, do="plan with it, or run without it")

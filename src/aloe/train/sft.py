@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from aloe.core.config import Machine
 from aloe.core.log import Log
 from aloe.core.rows import Row
 from aloe.models.folder import copy_tokenizer, load_chat
-from aloe.models.load import load_model, load_tokenizer
-from aloe.train.batches import Example, render_rows
+from aloe.models.load import load_model, load_tokenizer, model_limits
+from aloe.train.batches import Example, Limits
 from aloe.train.loop import train
 from aloe.train.lora import export_adapter, open_with_adapter, save_adapter
 from aloe.train.objectives import Sft
 from aloe.train.options import TrainOptions
+from aloe.train.tokens import open_examples
 from aloe.train.watch import bad_batch_kept, gemm_metrics
 
 
@@ -51,18 +52,16 @@ def export(model: Any, start: Path, out: Path, options: TrainOptions, work: Path
 
 
 def train_sft(
-    start: Path, rows: Sequence[Row], options: TrainOptions, *, out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str
+    start: Path, data: Iterable[Row] | Path, options: TrainOptions, *, out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str
 ) -> dict[str, Any]:
-    """Fine-tune on the assistant's tokens; returns metrics and the loss curve for the manifest."""
+    """Fine-tune on the assistant's tokens of rows or of a token store; returns metrics and the loss curve for the manifest."""
     model, chat = open_start(start, options, seed=seed, work=work)
-    config = model.config
-    rows = [row.model_copy(update={"rejected": None}) for row in rows]  # of a preference row only the better answer is taught
-    examples, lengths = render_rows(rows, chat, options, config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
-    with bad_batch_kept(rows, work):
+    examples = open_examples(data, chat, options, Limits(*model_limits(start)), work, pairs=False)
+    with bad_batch_kept(chat, work):
         report = train(model, Sft(), examples, options, machine=machine, seed=seed, work=work, log=log, label=label)
     exported = export(model, start, out, options, work, examples)
     return {
-        **lengths._asdict(), "steps": report.steps, "trained_tokens": report.tokens, "train_seconds": report.seconds,
+        **examples.counted()._asdict(), "steps": report.steps, "trained_tokens": report.tokens, "train_seconds": report.seconds,
         "tokens_per_s": report.tokens / report.seconds, "first_loss": report.curve[0]["loss"], "last_loss": report.curve[-1]["loss"],
         **gemm_metrics([report.watched]), **exported, "curve": report.curve,
     }  # fmt: skip

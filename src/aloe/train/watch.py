@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from aloe import memory
+from aloe.core.chat import Chat
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError
-from aloe.core.rows import Row, write_jsonl
+from aloe.core.rows import write_jsonl
 from aloe.train.batches import Example
 from aloe.train.flops import attention_pairs, measured_gemm_rate, model_shape, training_flops
 from aloe.train.objectives import Batch
@@ -95,15 +95,14 @@ def check_learning(curve: Sequence[Mapping[str, float]], examples: Sequence[Exam
 
 
 @contextmanager
-def bad_batch_kept(rows: Sequence[Row], work: Path) -> Iterator[None]:
+def bad_batch_kept(chat: Chat, work: Path) -> Iterator[None]:
     """Around the loop: where it stops on nonsense, the batch is written into `work` and the error names the file."""
     try:
         yield
     except Diverged as error:
-        by_id = {row.id: row for row in rows}
         file = work / f"diverged-step-{error.step}.jsonl"
         work.mkdir(parents=True, exist_ok=True)
-        write_jsonl(file, (_record(error.step, example, by_id[example.row_id]) for example in error.examples))
+        write_jsonl(file, (_record(error.step, example, chat) for example in error.examples))
         error.where += f"; the whole batch: {file}"
         error.do = (
             "look at the rows of that file; drop the bad ones in the curate stage, or lower train.lr, or lengthen the warm-up. "
@@ -112,7 +111,8 @@ def bad_batch_kept(rows: Sequence[Row], work: Path) -> Iterator[None]:
         raise
 
 
-def _record(step: int, example: Example, row: Row) -> dict[str, Any]:
-    """What the model saw (token ids), and the row that it was rendered from."""
+def _record(step: int, example: Example, chat: Chat) -> dict[str, Any]:
+    """What the model saw: token ids, and the same as text."""
     tokens = {"prompt": example.prompt, "answers": example.answers, "weights": example.weights, "prompt_weights": example.prompt_weights}
-    return {"step": step, "row_id": example.row_id, **tokens, "row": json.loads(row.model_dump_json())}
+    texts = {"prompt_text": chat.tokenizer.decode(example.prompt), "answer_texts": [chat.tokenizer.decode(a) for a in example.answers]}
+    return {"step": step, "row_id": example.row_id, **texts, **tokens}
