@@ -153,7 +153,7 @@ def unsafe() -> tuple[Request, ...]:
 @cache
 def harmless() -> tuple[Request, ...]:
     """Requests that look unsafe and are not."""
-    return tuple(_list(Request, (*_lines("safety/harmless.jsonl"), *_lines("safety/harmless_train.jsonl"))))
+    return tuple(_list(Request, [*_lines("safety/harmless.jsonl"), *_lines("safety/harmless_train.jsonl")]))
 
 
 @cache
