@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from aloe import launch
 from aloe.artifact import (
     MANIFEST,
     WORK,
@@ -54,6 +55,7 @@ LIBRARIES = (
     "sentence-transformers",
     "rouge-score",
     "codecarbon",
+    "deepspeed",
 )
 
 
@@ -120,6 +122,7 @@ def _raise(problems: list[AloeError]) -> None:
 
 def preflight(nodes: list[Node], machine: Machine, runs: Path) -> dict[str, Cost]:
     """Open every input of every stage that will run, and compare what is needed with what the machine has."""
+    launch.check(machine)
     problems: list[AloeError] = []
     for node in nodes:
         if not node.done:
@@ -194,7 +197,7 @@ def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, ru
     started = time.monotonic()
     try:
         with _disk_errors(runs):
-            metrics = node.stage.run(inputs, temporary, context)
+            metrics = launch.run_stage(node.stage, inputs, temporary, context)
     finally:
         energy = meter.stop()
     manifest = Manifest(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -45,6 +45,14 @@ class Machine(Config):
     """Replies decoded side by side."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, equal numbers."""
+    engine: Literal["one", "fsdp2", "zero3"] = "one"
+    """How training is spread: one process, or sharded over ranks by PyTorch's FSDP2 or DeepSpeed's ZeRO-3."""
+    ranks_per_node: int = Field(default=1, ge=1)
+    """Processes that train together on a node: one a GPU."""
+    shard: Literal["full", "hybrid"] = "full"
+    """fsdp2: states split over all ranks, or within a node with a copy on every node."""
+    rank_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a rank waits for another one before the run ends."""
     checkpoint_every_steps: int = Field(default=20, ge=1)
     checkpoint_every_s: float = Field(default=120.0, ge=0)
     """A checkpoint is written after both so many steps and so many seconds."""
@@ -58,6 +66,14 @@ class Machine(Config):
     """ISO 3166 code: where the electricity comes from."""
     carbon_g_per_kwh: float | None = Field(default=None, ge=0)
     """Overrides the country's grid average."""
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Machine:
+        if self.engine == "one" and self.ranks_per_node > 1:
+            raise ValueError("engine one has one rank: choose fsdp2 or zero3")
+        if self.shard == "hybrid" and self.engine != "fsdp2":
+            raise ValueError("only engine fsdp2 has shard: hybrid")
+        return self
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import random
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,14 @@ from aloe.core.errors import SourceError
 from aloe.core.log import Log
 from aloe.core.rows import Row, read_jsonl, write_jsonl
 from aloe.core.seeds import seed_for
-from aloe.train.batches import Example, micro_batches, plan_steps, render_rows
-from aloe.train.loop import train
+from aloe.train import ranks
+from aloe.train.batches import Example, plan_steps, render_rows
+from aloe.train.engine import Engine, agreed_weights, open_engine
+from aloe.train.loop import agreed_data, train
 from aloe.train.objectives import Dpo, answer_logps, pack
 from aloe.train.options import TrainOptions
 from aloe.train.sft import open_for_training, save_trained
+from aloe.train.shares import shares
 
 Reference = dict[str, tuple[float, float]]
 
@@ -39,10 +42,13 @@ def train_dpo(
     examples, lengths = render_rows(rows, chat, options, model.config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
     if len(examples) < chunks:
         raise SourceError(f"{len(examples)} pairs cannot be split into {chunks} chunks", where=label, do="use fewer chunks or more pairs")
+    agreed_data(examples)
+    meaning = {"objective": "dpo", "start": agreed_weights(model), "beta": beta, "nll": nll, "chunks": chunks, "reference": reference}
     parts = split_chunks(examples, chunks, seed)
     done = _last_chunk(work)
     if done:
         model, _ = open_for_training(work / f"chunk-{done}")
+    engine = open_engine(model, options, machine)
     known = _read_reference(work)
     reports = []
     for number, part in enumerate(parts, 1):
@@ -53,14 +59,17 @@ def train_dpo(
         if missing:
             # In `start` mode everything is scored before the first step, while the policy still is the start.
             order = enumerate(parts, 1) if reference == "start" else [(number, part)]
-            known.update(reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], options, machine))
-            write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
-            (work / "reference.new").rename(work / "reference.jsonl")
+            known.update(reference_logps(engine, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], machine))
+            if ranks.first():
+                write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
+                (work / "reference.new").rename(work / "reference.jsonl")
+        engine.restart()
         report = train(
-            model,
+            engine,
             Dpo(beta, known, nll),
             part,
             options,
+            meaning=meaning,
             machine=machine,
             seed=seed_for(seed, "chunk", number),
             work=work / f"train-{number}",
@@ -71,9 +80,10 @@ def train_dpo(
             _check_first_step(report.curve[0], label)
         reports.append({"steps": report.steps, "tokens": report.tokens, "seconds": report.seconds, "curve": report.curve})
         if number < chunks:
-            _keep_chunk(model, start, work, number, reports[-1])
-    save_trained(model, start, out)
-    shutil.copyfile(work / "reference.jsonl", out / "reference.jsonl")
+            _keep_chunk(engine, start, work, number, reports[-1])
+    save_trained(engine, start, out)
+    if ranks.first():
+        shutil.copyfile(work / "reference.jsonl", out / "reference.jsonl")
     curve = [point for r in reports for point in r["curve"]]
     seconds, tokens = sum(r["seconds"] for r in reports), sum(r["tokens"] for r in reports)
     last = curve[-1]
@@ -91,18 +101,18 @@ def split_chunks(examples: Sequence[Example], chunks: int, seed: int) -> list[li
     return [order[i * len(order) // chunks : (i + 1) * len(order) // chunks] for i in range(chunks)]
 
 
-def reference_logps(model: Any, parts: Sequence[list[list[Example]]], options: TrainOptions, machine: Machine) -> Reference:
-    """Log-probabilities of both answers of every pair, in the batches and the dtype that training will use."""
-    found: Reference = {}
-    policy = copy.deepcopy(model).to(torch.bfloat16) if options.dtype == "bf16" else model
-    with torch.no_grad():
-        for steps in parts:
-            for batch in steps:
-                for examples in micro_batches(batch, machine.micro_batch_tokens):
-                    packed = pack(examples)
-                    for row, (chosen, rejected) in zip(packed.row_ids, answer_logps(policy, packed).tolist(), strict=True):
-                        found[row] = (chosen, rejected)
-    return found
+def reference_logps(engine: Engine, parts: Sequence[list[list[Example]]], machine: Machine) -> Reference:
+    """Log-probabilities of both answers of every pair, in the batches and the dtype that training will use, equal on all ranks."""
+    order = [example.row_id for steps in parts for batch in steps for example in batch]
+    place = {row: i for i, row in enumerate(order)}
+    found_R2 = torch.zeros(len(order), 2, dtype=torch.float64)
+    for batch in (batch for steps in parts for batch in steps):
+        for examples, counts in shares(batch, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
+            packed = pack(examples)
+            logps_B2 = engine.forward(partial(answer_logps, batch=packed), train=False)
+            if counts:
+                found_R2[[place[row] for row in packed.row_ids]] = logps_B2.double().cpu()
+    return {row: (chosen, rejected) for row, (chosen, rejected) in zip(order, ranks.add(found_R2).tolist(), strict=True)}
 
 
 def _first_epoch(part: list[Example], options: TrainOptions, seed: int) -> list[list[Example]]:
@@ -120,14 +130,16 @@ def _check_first_step(point: dict[str, float], label: str) -> None:
         )
 
 
-def _keep_chunk(model: Any, start: Path, work: Path, number: int, report: dict[str, Any]) -> None:
+def _keep_chunk(engine: Engine, start: Path, work: Path, number: int, report: dict[str, Any]) -> None:
     fresh = work / "chunk.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    save_trained(model, start, fresh)
-    (work / f"chunk-{number}.json").write_text(json.dumps(report))
-    fresh.rename(work / f"chunk-{number}")
-    shutil.rmtree(work / f"train-{number}", ignore_errors=True)
-    shutil.rmtree(work / f"chunk-{number - 1}", ignore_errors=True)
+    if ranks.first():
+        shutil.rmtree(fresh, ignore_errors=True)
+    save_trained(engine, start, fresh)
+    if ranks.first():
+        (work / f"chunk-{number}.json").write_text(json.dumps(report))
+        fresh.rename(work / f"chunk-{number}")
+        shutil.rmtree(work / f"train-{number}", ignore_errors=True)
+        shutil.rmtree(work / f"chunk-{number - 1}", ignore_errors=True)
 
 
 def _last_chunk(work: Path) -> int:

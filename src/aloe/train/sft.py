@@ -14,6 +14,7 @@ from aloe.core.rows import Row
 from aloe.models.folder import copy_tokenizer, load_chat
 from aloe.models.load import load_model, load_tokenizer
 from aloe.train.batches import render_rows
+from aloe.train.engine import Engine, agreed_weights, open_engine
 from aloe.train.loop import train
 from aloe.train.objectives import Sft
 from aloe.train.options import TrainOptions
@@ -24,10 +25,12 @@ def open_for_training(folder: Path) -> tuple[Any, Any]:
     return load_model(folder, torch.float32), load_chat(folder, load_tokenizer(folder))
 
 
-def save_trained(model: Any, start: Path, out: Path) -> None:
-    """fp32 weights with everything else as it was in the starting folder."""
-    model.save_pretrained(out, safe_serialization=True)
-    copy_tokenizer(start, out)
+def save_trained(engine: Engine, start: Path, out: Path) -> None:
+    """fp32 weights with everything else as it was in the starting folder; rank 0 writes."""
+    with engine.whole() as model:
+        if model is not None:
+            model.save_pretrained(out, safe_serialization=True)
+            copy_tokenizer(start, out)
 
 
 def train_sft(
@@ -38,8 +41,10 @@ def train_sft(
     config = model.config
     rows = [row.model_copy(update={"rejected": None}) for row in rows]  # of a preference row only the better answer is taught
     examples, lengths = render_rows(rows, chat, options, config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
-    report = train(model, Sft(), examples, options, machine=machine, seed=seed, work=work, log=log, label=label)
-    save_trained(model, start, out)
+    meaning = {"objective": "sft", "start": agreed_weights(model)}
+    engine = open_engine(model, options, machine)
+    report = train(engine, Sft(), examples, options, meaning=meaning, machine=machine, seed=seed, work=work, log=log, label=label)
+    save_trained(engine, start, out)
     return {
         **lengths._asdict(), "steps": report.steps, "trained_tokens": report.tokens, "train_seconds": report.seconds,
         "tokens_per_s": report.tokens / report.seconds, "first_loss": report.curve[0]["loss"], "last_loss": report.curve[-1]["loss"],
