@@ -1,7 +1,8 @@
-"""Runs a function on several gloo ranks, each a real process. They are forked from a server that has imported torch once."""
+"""Runs a function on several gloo ranks, each a real process that may be killed. All are forked from a server that has imported torch."""
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import socket
@@ -9,55 +10,59 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+MODULES = ["aloe.train.dpo", "aloe.train.engine_fsdp2", "aloe.train.engine_zero3", "aloe.data.sources", "transformers.models.llama.modeling_llama"]
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["deepspeed", "aloe.train.dpo", "aloe.train.engine_fsdp2", "aloe.data.sources", "transformers.models.llama.modeling_llama"]
-)
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+SERVER.set_forkserver_preload([*MODULES, "deepspeed"] if HAS_DEEPSPEED else MODULES)
+
+ENGINES = [
+    "fsdp2",
+    pytest.param(
+        "zero3", marks=[pytest.mark.slow, pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs DeepSpeed: make test-all runs it in .bench/deepspeed")]
+    ),
+]
 
 
-class Failed(Exception):
-    """What a rank died of, with its traceback as text."""
-
-    def __init__(self, rank: int, error: BaseException, text: str) -> None:
-        super().__init__(f"rank {rank}: {text}")
-        self.rank, self.error = rank, error
+class Killed(Exception):
+    """At least one rank was killed."""
 
 
-def on_ranks(size: int, job: Callable[..., Any], *args: Any, node_size: int | None = None, timeout_s: float = 60) -> list[Any]:
-    """What `job(*args)` returns on each of `size` ranks; None where a rank was killed. Raises what a rank raised."""
+def on_ranks(size: int, job: Callable[..., Any], *args: Any, node_size: int | None = None, timeout_s: float = 120) -> list[Any]:
+    """What `job(*args)` returns on each of `size` ranks. Raises Killed, or what the ranks raised as one group."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     ends = [SERVER.Pipe(duplex=False) for _ in range(size)]
-    processes = [
-        SERVER.Process(target=_rank, args=(job, args, rank, size, node_size or size, port, timeout_s, ends[rank][1])) for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    for _, send in ends:
+    ranks = [SERVER.Process(target=_rank, args=(job, args, rank, size, node_size or size, port, ends[rank][1])) for rank in range(size)]
+    for rank, (_, send) in zip(ranks, ends, strict=True):
+        rank.start()
         send.close()
     try:
         found = [_receive(receive, timeout_s) for receive, _ in ends]
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    failures = [Failed(rank, *answer[1:]) for rank, answer in enumerate(found) if answer is not None and answer[0] == "error"]
-    if failures:
-        raise ExceptionGroup("ranks failed", failures)
-    return [None if answer is None else answer[1] for answer in found]
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    if None in found:
+        raise Killed
+    errors = [value for kind, value in found if kind == "error"]
+    if errors:
+        raise ExceptionGroup("ranks failed", errors)
+    return [value for _, value in found]
 
 
 def _receive(end: Any, timeout_s: float) -> Any:
-    if not end.poll(timeout_s):
-        raise TimeoutError("a rank hangs")
+    assert end.poll(timeout_s), "a rank hangs"
     try:
         return end.recv()
-    except EOFError:  # it was killed
+    except EOFError:
         return None
 
 
-def _rank(job: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, node_size: int, port: int, timeout_s: float, end: Any) -> None:
+def _rank(job: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, node_size: int, port: int, end: Any) -> None:
     import torch
 
     from aloe.train import ranks
@@ -69,9 +74,9 @@ def _rank(job: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, 
     }  # fmt: skip
     try:
         if size > 1:
-            ranks.join(timeout_s)
+            ranks.join(60)
         end.send(("done", job(*args)))
-    except BaseException as error:
-        end.send(("error", error, traceback.format_exc()))
-    finally:
-        end.close()
+    except Exception as error:
+        error.add_note(f"on rank {rank}: {traceback.format_exc()}")
+        end.send(("error", error))
+    end.close()
