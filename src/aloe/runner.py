@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from aloe import memory
+from aloe import launch, memory
 from aloe.artifact import (
     MANIFEST,
     WORK,
@@ -57,6 +57,7 @@ LIBRARIES = (
     "sentence-transformers",
     "rouge-score",
     "codecarbon",
+    "deepspeed",
 )
 
 
@@ -136,6 +137,7 @@ def _raise(problems: list[AloeError]) -> None:
 
 def preflight(nodes: list[Node], machine: Machine, runs: Path) -> dict[str, Cost]:
     """Open every input of every stage that will run, and compare what is needed with what the machine has."""
+    launch.check(machine, [node.stage for node in nodes if not node.done])
     problems: list[AloeError] = []
     for node in nodes:
         if not node.done:
@@ -217,7 +219,7 @@ def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, ru
 
     try:
         with _disk_errors(runs):
-            metrics = node.stage.run(inputs, temporary, context)
+            metrics = launch.run_stage(node.stage, inputs, temporary, context)
     except BaseException:
         with suppress(OSError):  # the disk may be what failed
             _note_attempts(work, node.fingerprint, resumed, spent())

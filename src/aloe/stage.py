@@ -79,6 +79,11 @@ class Stage(Config):
     """Bump when the meaning of run() changes."""
     makes: ClassVar[str]
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains: then all ranks of a machine run it together."""
+        return "train" in type(self).model_fields
+
     def refs(self) -> dict[str, Ref]:
         """Role -> earlier stage."""
         return {}

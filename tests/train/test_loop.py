@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,16 @@ from safetensors.torch import load_file
 
 from aloe.artifact import sha256_file
 from aloe.core.config import Machine
-from aloe.core.errors import AloeError, ArtifactError
+from aloe.core.errors import AloeError
 from aloe.core.log import QUIET, Log
 from aloe.core.rows import Row
 from aloe.data.sources import source_rows
 from aloe.models.load import load_model
-from aloe.train.checkpoint import load_checkpoint, save_checkpoint
 from aloe.train.dpo import train_dpo
 from aloe.train.engine import OneProcess
-from aloe.train.loop import Diverged
 from aloe.train.options import TrainOptions
 from aloe.train.sft import open_for_training, train_sft
+from aloe.train.watch import Diverged
 
 MACHINE = Machine(threads=1, micro_batch_tokens=120, checkpoint_every_steps=1, checkpoint_every_s=0)
 OPTIONS = TrainOptions(lr=3e-3, global_batch=8, max_length=128, warmup_steps=1, dtype="fp32")
@@ -108,9 +106,10 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_masters(toy_folder: Path, tmp_path
     engine = OneProcess(model, OPTIONS.model_copy(update={"dtype": "bf16"}), MACHINE)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {m.dtype for m in engine.masters} == {torch.float32}
-    finished = engine.finish()
-    for name, p in finished.named_parameters():
-        assert torch.equal(p, before[name]), "without a step not one bit of the masters is lost"
+    with engine.whole() as finished:
+        for name, p in finished.named_parameters():
+            assert torch.equal(p, before[name]), "without a step not one bit of the masters is lost"
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_bf16_training_computes_what_bf16_evaluation_computes(toy_folder: Path) -> None:
@@ -131,27 +130,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(toy_folder: P
     with pytest.raises(Diverged) as error:
         sft(toy_folder, tmp_path / "out", lr=1e30, clip_norm=1e30, epochs=3)
     assert "toy-facts/" in error.value.where
-
-
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", {"a": torch.ones(4)}, {"step": 1})
-    file = tmp_path / "c/state.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(ArtifactError) as error:
-        load_checkpoint(tmp_path / "c")
-    assert str(file) in error.value.where
-
-
-def test_a_kill_between_the_two_renames_leaves_the_older_checkpoint_usable(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", {"a": torch.ones(4)}, {"step": 1})
-    (tmp_path / "c").rename(tmp_path / "c.old")
-    loaded = load_checkpoint(tmp_path / "c")
-    assert loaded is not None and loaded[1]["step"] == 1
-    save_checkpoint(tmp_path / "c", {"a": torch.zeros(4)}, {"step": 2})
-    assert json.loads((tmp_path / "c/progress.json").read_text())["step"] == 2
-    assert not (tmp_path / "c.old").exists()
 
 
 def test_dpo_refuses_rows_without_a_rejected_answer_and_more_chunks_than_pairs(toy_folder: Path, tmp_path: Path) -> None:

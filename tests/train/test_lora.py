@@ -22,7 +22,7 @@ from aloe.models.hf import HfModel
 from aloe.models.load import load_model
 from aloe.recipe import load_recipe
 from aloe.train import lora as lora_module
-from aloe.train.engine import OneProcess
+from aloe.train.engine import MOMENTS, OneProcess
 from aloe.train.lora import add_adapter, dropout_noise
 from aloe.train.options import LoraOptions, TrainOptions
 from train.test_loop import MACHINE, OPTIONS, Killed, dpo, killer, sft
@@ -75,7 +75,7 @@ def test_masters_in_fp32_are_kept_of_the_adapter_alone(toy_folder: Path) -> None
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {m.dtype for m in engine.masters} == {torch.float32}
     assert sum(m.numel() for m in engine.masters) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert set(engine.state()) == {f"weight/{name}" for name in engine.names}, "a checkpoint holds no frozen weight"
+    assert set(engine.state()) == {f"{key}/{name}" for key in ("weight", *MOMENTS) for name in engine.names}, "a checkpoint holds no frozen weight"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

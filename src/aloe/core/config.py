@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -64,12 +64,14 @@ class Machine(Config):
     """Overrides the country's grid average."""
 
     engine: Literal["one", "fsdp2", "zero3"] = "one"
-    """One process, or sharded over ranks by torch or by DeepSpeed."""
+    """How training is spread: one process, or sharded over ranks by PyTorch's FSDP2 or DeepSpeed's ZeRO-3."""
     nodes: int = Field(default=1, ge=1)
     ranks_per_node: int = Field(default=1, ge=1)
     """Processes on a node, each with its own device."""
     shard: Literal["full", "hybrid"] = "full"
-    """Weights and moments split over all ranks, or over the ranks of a node and copied to every node."""
+    """Weights and moments split over all ranks, or (fsdp2) over the ranks of a node and copied to every node."""
+    rank_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a rank waits for another one before the run ends."""
     device: str = "cpu"
     """What computes, as a report names it."""
     device_memory_gb: float = Field(default=0, ge=0)
@@ -94,6 +96,14 @@ class Machine(Config):
     def devices(self) -> int:
         """Ranks on all nodes."""
         return self.nodes * self.ranks_per_node
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Machine:
+        if self.engine == "one" and self.devices > 1:
+            raise ValueError("engine one has one rank: choose fsdp2 or zero3")
+        if self.shard == "hybrid" and self.engine != "fsdp2":
+            raise ValueError("only engine fsdp2 has shard: hybrid")
+        return self
 
 
 @dataclass(frozen=True)

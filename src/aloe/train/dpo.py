@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import random
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,15 @@ from aloe.core.errors import RecipeError, SourceError
 from aloe.core.log import Log
 from aloe.core.rows import Row, read_jsonl, write_jsonl
 from aloe.core.seeds import seed_for
-from aloe.models.load import cast, model_limits
-from aloe.train.batches import Example, Limits, micro_batches, plan_steps
-from aloe.train.loop import train
+from aloe.models.load import model_limits
+from aloe.train import ranks
+from aloe.train.batches import Example, Limits, plan_steps
+from aloe.train.engine import Engine, agreed_weights, open_engine
+from aloe.train.loop import agreed_data, train
 from aloe.train.objectives import Dpo, answer_logps, pack
 from aloe.train.options import TrainOptions
 from aloe.train.sft import export, open_start, save_trained
+from aloe.train.shares import shares
 from aloe.train.tokens import TokenStore, open_examples
 from aloe.train.watch import Watched, bad_batch_kept, gemm_metrics
 
@@ -38,12 +41,17 @@ def train_dpo(
     """One pass of the loop a chunk; the model of a chunk starts the next. Writes reference.jsonl beside the weights."""
     if options.supervise != "all":
         raise RecipeError("DPO compares last answers and learns nothing else", where=f"{label}: train.supervise", do="leave supervise out")
-    done = _last_chunk(work)
-    model, chat = open_start(start, options, seed=seed, work=work, kept=work / f"chunk-{done}" if done else None)
+    model, chat = open_start(start, options, seed=seed, work=work)
     examples = open_examples(data, chat, options, Limits(*model_limits(start)), work, pairs=True)
     if len(examples) < chunks:
         raise SourceError(f"{len(examples)} pairs cannot be split into {chunks} chunks", where=label, do="use fewer chunks or more pairs")
+    agreed_data(examples)
+    meaning = {"objective": "dpo", "start": agreed_weights(model), "beta": beta, "nll": nll, "chunks": chunks, "reference": reference}
     parts = split_chunks(examples, chunks, seed)
+    done = _last_chunk(work)
+    if done:
+        model, _ = open_start(start, options, seed=seed, work=work, kept=work / f"chunk-{done}")
+    engine = open_engine(model, options, machine)
     known = _read_reference(work)
     reports = []
     for number, part in enumerate(parts, 1):
@@ -54,15 +62,18 @@ def train_dpo(
         if missing:
             # In `start` mode everything is scored before the first step, while the policy still is the start.
             order = enumerate(parts, 1) if reference == "start" else [(number, part)]
-            known.update(reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], options, machine))
-            write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
-            (work / "reference.new").rename(work / "reference.jsonl")
+            known.update(reference_logps(engine, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], machine))
+            if ranks.first():
+                write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
+                (work / "reference.new").rename(work / "reference.jsonl")
+        engine.restart()
         with bad_batch_kept(chat, work):
             report = train(
-                model,
+                engine,
                 Dpo(beta, known, nll),
                 part,
                 options,
+                meaning=meaning,
                 machine=machine,
                 seed=seed_for(seed, "chunk", number),
                 work=work / f"train-{number}",
@@ -73,9 +84,10 @@ def train_dpo(
             _check_first_step(report.curve[0], label)
         reports.append({"tokens": report.tokens, "seconds": report.seconds, "watched": report.watched, "curve": report.curve})
         if number < chunks:
-            _keep_chunk(model, start, work, number, reports[-1])
-    exported = export(model, start, out, options, work, examples)
-    shutil.copyfile(work / "reference.jsonl", out / "reference.jsonl")
+            _keep_chunk(engine, start, work, number, reports[-1])
+    exported = export(engine, start, out, options, work, examples)
+    if ranks.first():
+        shutil.copyfile(work / "reference.jsonl", out / "reference.jsonl")
     curve = [point for r in reports for point in r["curve"]]
     seconds, tokens = sum(r["seconds"] for r in reports), sum(r["tokens"] for r in reports)
     last = curve[-1]
@@ -94,23 +106,19 @@ def split_chunks(examples: TokenStore, chunks: int, seed: int) -> list[TokenStor
     return [examples.take(order[i * len(order) // chunks : (i + 1) * len(order) // chunks]) for i in range(chunks)]
 
 
-def reference_logps(model: Any, parts: Sequence[Iterable[list[Example]]], options: TrainOptions, machine: Machine) -> Reference:
-    """Log-probabilities of both answers of every pair, in the batches and the dtype that training will use."""
-    found: Reference = {}
-    policy = cast(copy.deepcopy(model), torch.bfloat16) if options.dtype == "bf16" else model
-    with torch.no_grad():
-        for steps in parts:
-            for batch in steps:
-                for examples in micro_batches(batch, machine.micro_batch_tokens):
-                    packed = pack(examples)
-                    for row, (chosen, rejected) in zip(packed.row_ids, answer_logps(policy, packed).tolist(), strict=True):
-                        found[row] = (chosen, rejected)
-    return found
-
-
-def _first_epoch(part: Sequence[Example], options: TrainOptions, seed: int) -> Iterator[list[Example]]:
-    plan = plan_steps(part, options.model_copy(update={"epochs": 1}), seed)
-    return ([part[i] for i in batch] for batch in plan)
+def reference_logps(engine: Engine, parts: Sequence[Iterable[list[Example]]], machine: Machine) -> Reference:
+    """Log-probabilities of both answers of every pair, in the batches and the dtype that training will use, equal on all ranks."""
+    order: list[str] = []
+    mine: dict[str, list[float]] = {}
+    for batch in (batch for steps in parts for batch in steps):
+        order += (example.row_id for example in batch)
+        for examples, counts in shares(batch, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
+            packed = pack(examples)
+            logps_B2 = engine.forward(partial(answer_logps, batch=packed), train=False)
+            if counts:
+                mine.update(zip(packed.row_ids, logps_B2.tolist(), strict=True))
+    logps_R2 = ranks.add(torch.tensor([mine.get(row, [0.0, 0.0]) for row in order], dtype=torch.float64))  # each row is one rank's
+    return {row: (chosen, rejected) for row, (chosen, rejected) in zip(order, logps_R2.tolist(), strict=True)}
 
 
 def _check_first_step(point: dict[str, float], label: str) -> None:
@@ -123,14 +131,16 @@ def _check_first_step(point: dict[str, float], label: str) -> None:
         )
 
 
-def _keep_chunk(model: Any, start: Path, work: Path, number: int, report: dict[str, Any]) -> None:
+def _keep_chunk(engine: Engine, start: Path, work: Path, number: int, report: dict[str, Any]) -> None:
     fresh = work / "chunk.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    save_trained(model, start, fresh)
-    (work / f"chunk-{number}.json").write_text(json.dumps(report))
-    fresh.rename(work / f"chunk-{number}")
-    shutil.rmtree(work / f"train-{number}", ignore_errors=True)
-    shutil.rmtree(work / f"chunk-{number - 1}", ignore_errors=True)
+    if ranks.first():
+        shutil.rmtree(fresh, ignore_errors=True)
+    save_trained(engine, start, fresh)
+    if ranks.first():
+        (work / f"chunk-{number}.json").write_text(json.dumps(report))
+        fresh.rename(work / f"chunk-{number}")
+        shutil.rmtree(work / f"train-{number}", ignore_errors=True)
+        shutil.rmtree(work / f"chunk-{number - 1}", ignore_errors=True)
 
 
 def _last_chunk(work: Path) -> int:

@@ -1,21 +1,26 @@
-"""THE training loop: accumulate, divide by global counts, step, watch, save. SFT and DPO both run here."""
+"""THE training loop: accumulate, divide by global counts, step, watch, save. SFT and DPO both run here, on every engine."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aloe.core.config import Machine
+from aloe.core.errors import ArtifactError, SourceError
 from aloe.core.log import Log
-from aloe.train.batches import Example, micro_batches, plan_steps, token_counts
+from aloe.train import ranks
+from aloe.train.batches import Example, plan_steps
 from aloe.train.checkpoint import load_checkpoint, save_checkpoint
-from aloe.train.engine import OneProcess
+from aloe.train.engine import Engine
 from aloe.train.lora import dropout_noise
 from aloe.train.objectives import Objective
-from aloe.train.options import TrainOptions, learning_rate, refuse_unbuilt
+from aloe.train.options import TrainOptions, learning_rate
+from aloe.train.shares import shares
+from aloe.train.tokens import TokenStore
 from aloe.train.watch import Diverged, Watch, Watched, check_learning
 
 
@@ -28,35 +33,29 @@ class TrainReport(NamedTuple):
     seconds: float
     curve: list[dict[str, float]]
     watched: Watched
+    """Of this rank."""
 
 
 def train(
-    model: Any,
-    objective: Objective,
-    examples: Sequence[Example],
-    options: TrainOptions,
-    *,
-    machine: Machine,
-    seed: int,
-    work: Path,
-    log: Log,
-    label: str,
-) -> TrainReport:
-    """Train `model` in place. Continues from the checkpoint in `work`, bit for bit on the same machine and threads."""
-    refuse_unbuilt(options, machine)
+    engine: Engine, objective: Objective, examples: TokenStore, options: TrainOptions, *,
+    meaning: Mapping[str, Any], machine: Machine, seed: int, work: Path, log: Log, label: str,
+) -> TrainReport:  # fmt: skip
+    """Train the engine's model. Continues from the checkpoint in `work`: bit for bit on as many ranks of the same machine and threads.
+
+    `meaning` is what else decides the result (the starting weights, the objective's settings): a checkpoint of another training is refused.
+    """
     plan = plan_steps(examples, options, seed)
-    engine = OneProcess(model, options, machine)
+    identity = {**meaning, "label": label, "seed": seed, **options.model_dump(mode="json"), "data": agreed_data(examples)}
     step, curve, seconds = 0, [], 0.0
     saved = load_checkpoint(work / "checkpoint")
     if saved:
-        state, progress = saved
-        step, curve, seconds = progress["step"], progress["curve"], progress["seconds"]
-        engine.load(state, step)
-    watch = Watch(model, options, machine)
+        _check_identity(saved.progress["identity"], identity, saved.folder)
+        step, curve, seconds = saved.progress["step"], saved.progress["curve"], saved.progress["seconds"]
+        engine.load(saved.read, step)
+    watch = Watch(engine.model, options, machine)
     started = last_save = time.monotonic()
-    lengths = token_counts(examples)
-    total = options.epochs * int(lengths.sum())
-    tokens, waiting = 0, total - sum(int(lengths[batch].sum()) for batch in plan[:step])
+    total = options.epochs * int(examples.lengths.sum())
+    tokens, waiting = 0, total - sum(int(examples.lengths[batch].sum()) for batch in plan[:step])
     while step < len(plan):
         chosen = [examples[i] for i in plan[step]]
         with watch.step(), dropout_noise(options.lora, seed, step):
@@ -70,33 +69,49 @@ def train(
         log.event(
             "progress", part=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **watch.numbers(), **curve[-1]
         )
-        if step < len(plan) and step % machine.checkpoint_every_steps == 0 and now - last_save >= machine.checkpoint_every_s:
-            save_checkpoint(work / "checkpoint", engine.state(), {"step": step, "curve": curve, "seconds": seconds + now - started})
+        if step < len(plan) and step % machine.checkpoint_every_steps == 0 and ranks.decide(now - last_save >= machine.checkpoint_every_s):
+            progress = {"step": step, "curve": curve, "seconds": seconds + now - started, "identity": identity}
+            placement = {"engine": engine.name, "ranks": ranks.size()}
+            save_checkpoint(work / "checkpoint", engine.state() if engine.owner else {}, {**progress, **placement})
             last_save = time.monotonic()
-    engine.finish()
     seconds += time.monotonic() - started
     return TrainReport(len(plan), options.epochs * objective.count(examples), total, seconds, curve, watch.result())
 
 
+def agreed_data(examples: TokenStore) -> str:
+    """The examples' digest; an error on every rank where it is not the same on all."""
+    return ranks.agree("the training data", examples.digest(), SourceError, "let all ranks read the same rows with the same tokenizer")
+
+
+def _check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    differing = sorted(key for key in {*saved, *wanted} if saved.get(key) != wanted.get(key))
+    if differing:
+        raise ArtifactError(
+            f"the checkpoint is of another training ({', '.join(differing)} differ)",
+            where=str(folder),
+            do=f"remove {folder} to train this stage from its start",
+        )
+
+
 def _step(
-    engine: OneProcess, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, step: int, steps: int, watch: Watch
+    engine: Engine, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, step: int, steps: int, watch: Watch
 ) -> dict[str, float]:
     """One optimiser step over a global batch; every sum is divided by the count of the whole global batch."""
     count = objective.count(chosen)
     sums: dict[str, float] = {"loss": 0.0}
-    for examples in micro_batches(chosen, machine.micro_batch_tokens):
+    for examples, counts in shares(chosen, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
         batch = objective.batch(examples)
-        watch.saw(batch)
-        loss = objective.loss(engine.model, batch)
+        if counts:
+            watch.saw(batch)
+        loss = engine.forward(partial(objective.loss, batch=batch))
         value = float(loss.total.detach())
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value}", step + 1, examples)
-        engine.backward(loss.total / count)
-        sums["loss"] += value
-        for name, metric in loss.metrics.items():
-            sums[name] = sums.get(name, 0.0) + metric
+        engine.backward(loss.total / count if counts else loss.total * 0)
+        for name, metric in {"loss": value, **loss.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + (metric if counts else 0.0)
     lr = learning_rate(step, steps, options)
     norm = engine.step(lr)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient norm is {norm}", step + 1, chosen)
-    return {"lr": lr, "grad_norm": norm, **{name: value / count for name, value in sums.items()}}
+    return {"lr": lr, "grad_norm": norm, **{name: value / count for name, value in ranks.add_all(sums).items()}}

@@ -77,12 +77,11 @@ class TrainOptions(TokenOptions):
     """None trains all weights."""
 
 
-def refuse_unbuilt(options: TrainOptions, machine: Machine) -> None:
-    """What can be planned, imported and exported, but not run yet: an error, not silence."""
-    asked = {f"engine: {machine.engine}": machine.engine != "one"}
-    for name, wanted in asked.items():
-        if wanted:
-            raise RecipeError(f"{name} cannot be carried out by this version", where=machine.name, do="plan with it, or run without it")
+def check_engine(options: TrainOptions, machine: Machine) -> None:
+    """RecipeError where the machine's engine cannot train this."""
+    if options.lora and machine.engine != "one":
+        what = f"engine: {machine.engine} shards whole models and trains no adapters"
+        raise RecipeError(what, where=f"train.lora, {machine.name}", do="use engine: one, or leave train.lora out")
 
 
 def learning_rate(step: int, steps: int, options: TrainOptions) -> float:

@@ -10,6 +10,7 @@ index.json    what made them, what was counted, and the size of each file; writt
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import shutil
 from collections import Counter
@@ -153,6 +154,14 @@ class TokenStore(Sequence[Example]):
             return counts
         supervised = sum(int(e.num_supervised) for e in self)  # the prompts' earlier turns now, and no rejected answers
         return counts._replace(tokens=int(self.lengths.sum()), supervised=supervised)
+
+    def digest(self) -> str:
+        """sha256 of the files, and of which of their examples these are and how they are read."""
+        parts = [self._ids, self._weights, self._index, self._names, *([] if self._chosen is None else [self._chosen])]
+        found = hashlib.sha256(str((self.pairs, self.facts.dtype, [len(part) for part in parts])).encode())
+        for part in parts:
+            found.update(part.data)
+        return found.hexdigest()
 
     def check_pairs(self) -> None:
         """SourceError with the row's id where a row has no rejected answer."""

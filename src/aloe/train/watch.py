@@ -16,6 +16,7 @@ from aloe.core.chat import Chat
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError
 from aloe.core.rows import write_jsonl
+from aloe.train import ranks
 from aloe.train.batches import Example
 from aloe.train.flops import attention_pairs, measured_gemm_rate, model_shape, training_flops
 from aloe.train.objectives import Batch
@@ -100,7 +101,8 @@ def bad_batch_kept(chat: Chat, work: Path) -> Iterator[None]:
     try:
         yield
     except Diverged as error:
-        file = work / f"diverged-step-{error.step}.jsonl"
+        alone = "" if ranks.size() == 1 else f"-rank-{ranks.rank()}"  # each rank has rows of its own, and several may stop at once
+        file = work / f"diverged-step-{error.step}{alone}.jsonl"
         work.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, (_record(error.step, example, chat) for example in error.examples))
         error.where += f"; the whole batch: {file}"
