@@ -198,7 +198,9 @@ def test_the_error_told_is_that_of_the_rank_that_failed_first(tmp_path: Path) ->
     assert isinstance(late, AloeError) and "rank 2 waited longer than 600 s" in late.what
 
 
-@pytest.mark.parametrize("text", ["ranks_per_node: 2", "nodes: 2", "engine: zero3\nshard: hybrid", "engine: fsdp1", "ranks_per_node: 0", "shard: hybrid"])
+@pytest.mark.parametrize(
+    "text", ["ranks_per_node: 2", "nodes: 2", "engine: zero3\nshard: hybrid", "engine: fsdp1", "ranks_per_node: 0", "shard: hybrid"]
+)
 def test_a_machine_file_that_no_engine_can_follow_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(RecipeError) as error:
