@@ -121,6 +121,11 @@ def reference_logps(engine: Engine, parts: Sequence[Iterable[list[Example]]], ma
     return {row: (chosen, rejected) for row, (chosen, rejected) in zip(order, logps_R2.tolist(), strict=True)}
 
 
+def _first_epoch(part: Sequence[Example], options: TrainOptions, seed: int) -> Iterator[list[Example]]:
+    plan = plan_steps(part, options.model_copy(update={"epochs": 1}), seed)
+    return ([part[i] for i in batch] for batch in plan)
+
+
 def _check_first_step(point: dict[str, float], label: str) -> None:
     """Policy and reference are the same model in the same batches: the margin is 0 and the loss ln 2, or a number is wrong."""
     if abs(point["margin"]) > 1e-3 or abs(point["dpo"] - math.log(2)) > 1e-3:
