@@ -74,13 +74,23 @@ class Encoder:
             self._characters += len(piece)
 
     def _encode(self, texts: Sequence[str]) -> list[bytes]:
-        backend = self._backend
-        if backend is None:
+        if self._backend is None:
             return [array("I", ids).tobytes() for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = False  # whoever used the tokenizer before may have set these
-        return [array("I", encoding.ids).tobytes() for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        self._reset()
+        return [array("I", encoding.ids).tobytes() for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _reset(self) -> None:
+        """Undo what whoever used the tokenizer before may have set."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = False
+
+    def state(self) -> str:
+        """Everything that decides the ids, as text."""
+        if self._backend is None:
+            return json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
+        self._reset()
+        return str(self._backend.to_str())
 
 
 def begins_words_at_spaces(backend: Any) -> bool:
