@@ -27,7 +27,8 @@ class Encoder:
     """Texts to ids. What was tokenised before is kept: words apart from other pieces, because a text of words alone needs no search."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._backend = tokenizer, getattr(tokenizer, "backend_tokenizer", None)
+        self._tokenizer = tokenizer
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.by_words = self._backend is not None and begins_words_at_spaces(self._backend)
         self._forget()
 
