@@ -12,6 +12,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -30,6 +31,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.by_words = self._backend is not None and begins_words_at_spaces(self._backend)
+        self._lock = Lock()
         self._forget()
 
     def _forget(self) -> None:
@@ -42,8 +44,10 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
         """Ids of each text as the bytes of uint32 in native order; no special token is added."""
-        if not self.by_words:
-            return self._encode(texts)
+        with self._lock:  # a server asks from several threads
+            return self._by_words(texts) if self.by_words else self._encode(texts)
+
+    def _by_words(self, texts: Sequence[str]) -> list[bytes]:
         found = [self._of_words(text) for text in texts]
         missing = {i: _CUT.split(texts[i]) for i, ids in enumerate(found) if ids is None}
         self._learn({piece for pieces in missing.values() for piece in pieces})
@@ -82,9 +86,12 @@ class Encoder:
 
     def _reset(self) -> None:
         """Undo what whoever used the tokenizer before may have set."""
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = False
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
+        if self._backend.encode_special_tokens:
+            self._backend.encode_special_tokens = False
 
     def state(self) -> str:
         """Everything that decides the ids, as text."""
