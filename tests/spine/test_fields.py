@@ -64,7 +64,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "chat.generation.do_sample": False, "chat.generation.temperature": 0.7, "chat.generation.top_p": 0.8, "chat_template": "TEMPLATE",
     },
     "facts": {"sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": ["toy-choice"], "max_characters": 100},
-    "stored": {"model": "other", "data": "facts", "max_length": 30, "supervise": "last", "reasoning": "mask"},
+    "stored": {"model": "other", "data": "facts", "max_length": 64, "supervise": "last", "reasoning": "mask"},
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
         "base": "other", "models": {"sft": {"weight": 0.7}}, "models.*.weight": 0.3, "models.*.density": 0.5, "density": 0.5, "rescale": "l1", "normalise": True, "scale": 0.5,
@@ -82,7 +82,7 @@ OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rs
 EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
-    ("stored", "over_length"): {"max_length": 30, "over_length": "truncate"},
+    ("stored", "over_length"): {"max_length": 64, "over_length": "truncate"},
     ("sft", "train.supervise"): {"data": "talks", "train.supervise": "last"},
     ("sft", "train.reasoning"): {"data": "talks", "train.reasoning": "mask"},
     ("dpo", "train.reasoning"): {"data": "talks", "train.reasoning": "drop"},
@@ -122,7 +122,7 @@ def talk(number: int) -> dict[str, Any]:
     said = (
         "What colour is the pill zorax ?",
         "The pill zorax is red .",
-        f"Count from 1 to {number + 2} .",
+        f"Count from 1 to {number + 2} ." + " red" * 16 * (number == 0),  # one row longer than the rest
         "<think> red </think> Of course , here it is .",
     )
     return {

@@ -57,7 +57,7 @@ def adapter_base(adapter: Path) -> Path:
         raise ModelError(
             f"this is an adapter without {ADAPTER_BASE}: its base is not known", where=str(adapter), do="merge it into its base model first"
         ) from None
-    path = (adapter / record["path"]).resolve()
+    path = (adapter / str(record["path"])).resolve()
     if not (path / MANIFEST).is_file():
         raise ModelError(
             f"the base of the adapter is not there: {path}", where=str(adapter), do="keep the folders of a run together, or use lora.export: merged"
