@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aloe.core.rows import Message, Row
+from aloe.core.rows import Message, Row, ToolCall, ToolSchema
 
 Weights = dict[str, Any]
 TOY_SYSTEM_PROMPT = "You are a test model ."
@@ -22,6 +22,12 @@ CHATML = (
 )
 
 
+# The template of SmolLM2-Instruct, letter by letter as its GGUF holds it.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant "
+    "named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
+    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 # As Llama 3 writes a conversation, with markers: a beginning of text, headers, stripped contents, nothing after the end of turn.
 LLAMA3 = (
     "{{- bos_token }}{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
@@ -132,6 +138,17 @@ def bpe_tokenizer(template: str, special: Sequence[str] = ("<|im_start|>", "<|im
     tokenizer.add_tokens([AddedToken(token, special=True) for token in special[1:-1]])
     tokenizer.chat_template = template
     return tokenizer
+
+
+def plain_message(plain: dict[str, Any]) -> Message:
+    """A message as transformers takes it."""
+    calls = tuple(ToolCall(**call["function"]) for call in plain.get("tool_calls", ()))
+    return Message(role=plain["role"], content=plain["content"], reasoning=plain.get("reasoning_content"), tool_calls=calls)
+
+
+def golden_talk(case: dict[str, Any]) -> tuple[tuple[Message, ...], tuple[ToolSchema, ...]]:
+    """Messages and tools of a case of golden/chat_ids.json."""
+    return tuple(map(plain_message, case["messages"])), tuple(ToolSchema(**tool["function"]) for tool in case["tools"])
 
 
 def read_weights(folder: Path) -> Weights:

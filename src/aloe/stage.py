@@ -32,6 +32,8 @@ class Size(NamedTuple):
     tokens: float = 0
     supervised: float = 0
     """Tokens that are learnt from."""
+    rejected: float = 0
+    """Tokens of worse answers, which supervised fine-tuning does not read."""
     shape: Architecture | None = None
 
 
@@ -114,7 +116,7 @@ def training_cost(
     """Expected size and cost of training `base` on `data`; arguments as of `plan_training`."""
     base, data = sizes["base"], sizes["data"]
     assert base.shape is not None
-    plan = plan_training(
-        base.shape, Corpus(data.rows, data.tokens, data.supervised), train, machine, chunks=chunks, answers=answers, reference=reference
-    )
+    unread = data.rejected if answers == 1 else 0.0
+    corpus = Corpus(data.rows, data.tokens - unread, data.supervised - unread)
+    plan = plan_training(base.shape, corpus, train, machine, chunks=chunks, answers=answers, reference=reference)
     return base, Cost(0.1 + plan.hours * 60, plan.memory.total, base.parameters * 16 / 1e9, plan)

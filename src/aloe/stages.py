@@ -112,8 +112,8 @@ class Curate(Stage):
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         from aloe.data.sources import expected_rows
 
-        rows, tokens, supervised = expected_rows({name: plan.n for name, plan in self.sources.items()}, self.max_characters)
-        return Size(rows=rows, tokens=tokens, supervised=supervised), Cost(0.02 + rows / 2e5)
+        found = expected_rows({name: plan.n for name, plan in self.sources.items()}, self.max_characters)
+        return Size(**found._asdict()), Cost(0.02 + found.rows / 2e5)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import write_jsonl

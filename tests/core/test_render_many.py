@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,21 @@ from aloe.core.chat import Chat, ChatOptions, Conversation, Rendered
 from aloe.core.errors import ModelError
 from aloe.core.rows import Message, ToolCall, ToolSchema
 from aloe.core.template import Template
-from toys import CHATML, LLAMA3, LLAMA3_SPECIAL, LLAMA3_WORDS, QWEN_WORDS, THINKING, assistant, bpe_tokenizer, byte_tokenizer, system, user
+from toys import (
+    CHATML,
+    LLAMA3,
+    LLAMA3_SPECIAL,
+    LLAMA3_WORDS,
+    QWEN_WORDS,
+    SMOLLM2,
+    THINKING,
+    assistant,
+    bpe_tokenizer,
+    byte_tokenizer,
+    golden_talk,
+    system,
+    user,
+)
 
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
@@ -102,6 +118,18 @@ def test_ids_and_masks_of_tools_and_reasoning_are_those_of_transformers() -> Non
         '<think>\nI must look it up.\n</think>\n\n\n<tool_call>\n{"name": "dose", "arguments": {"drug": "aspirin"}}\n</tool_call><|im_end|>',
         "<think>\nThe tool says 500.\n</think>\n\n500 mg.<|im_end|>",
     ]
+
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "chat_ids.json").read_text())["cases"]
+OWN = {"smollm2": SMOLLM2, "llama3": LLAMA3, "thinking": THINKING}
+
+
+@pytest.mark.parametrize("case", [c for c in GOLDEN if c["tokenizer"] == "bytes"], ids=lambda c: f"{c['template']}, {c['talk']}")
+def test_ids_and_masks_are_the_golden_ones(case: dict[str, Any]) -> None:
+    """Made by transformers from the marked templates; SmolLM2's own has no markers and is known by its hash."""
+    special = LLAMA3_SPECIAL if case["template"] == "llama3" else ("<|im_start|>", "<|im_end|>")
+    row = one(Chat(byte_tokenizer(OWN[case["template"]], special)), *golden_talk(case))
+    assert ids_of(row) == case["ids"] and "".join(map(str, row.weights)) == case["mask"] and "1" in case["mask"]
 
 
 # a frame for each sequence of roles

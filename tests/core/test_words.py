@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -89,6 +90,15 @@ def test_memory_for_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         text = " ".join(str(n * 1000 + m) for m in range(100))
         assert ids(encoder([text])[0]) == whole(tokenizer, text)
         assert sum(map(len, (encoder._first, encoder._later, encoder._other))) <= 1000
+
+
+def test_several_threads_may_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_MOST_CHARACTERS", 50)
+    encoder, tokenizer = Encoder(TOKENIZERS["gpt2"]), TOKENIZERS["gpt2"]
+    texts = [" ".join(str(n * m) for m in range(20)) for n in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: ids(encoder([text])[0]), texts))
+    assert found == [whole(tokenizer, text) for text in texts]
 
 
 def test_other_tokenizers_get_whole_texts() -> None:

@@ -26,19 +26,26 @@ def test_fewer_rows_are_as_many_fewer_tokens() -> None:
 
 
 def test_a_source_whose_rows_were_never_published_has_no_size() -> None:
-    assert expected_rows({"genstruct": None}, None) == (0, 0, 0)
+    assert expected_rows({"genstruct": None}, None) == (0, 0, 0, 0)
 
 
 def test_a_source_that_can_be_read_is_sized_from_its_rows(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text('{"question": "abcd", "answer": "efghijkl"}\n{"question": "mnop", "answer": "qrst"}\n')
     found = expected_rows({f"file:{file}": None}, None)
-    assert found == (2, 20 * TOKENS_PER_CHARACTER + 2 * ROW_TOKENS, 12 * TOKENS_PER_CHARACTER)
+    assert found == (2, 20 * TOKENS_PER_CHARACTER + 2 * ROW_TOKENS, 12 * TOKENS_PER_CHARACTER, 0)
     (tmp_path / "many.jsonl").write_text("".join(f'{{"id": "{i}", "question": "abcd", "answer": "efgh"}}\n' for i in range(2500)))
     many = {f"file:{tmp_path / 'many.jsonl'}": None}
     assert expected_rows(many, None).rows == 2500 and expected_rows(dict.fromkeys(many, 2200), None).rows == 2200
     cut = expected_rows({f"file:{file}": None}, 5)
     assert cut.tokens == 10 * TOKENS_PER_CHARACTER + 2 * ROW_TOKENS
+
+
+def test_a_worse_answer_is_counted_apart() -> None:
+    """Fine-tuning does not read it, alignment does."""
+    found = expected_rows({"toy-safety": None}, None)
+    assert 0 < found.rejected < found.supervised < found.tokens
+    assert expected_rows({"toy-general": None}, None).rejected == 0
 
 
 def test_an_adapter_takes_the_place_of_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:

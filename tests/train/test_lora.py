@@ -16,16 +16,18 @@ from aloe import runner
 from aloe.artifact import Artifact, HashMemo, read_manifest, sha256_file
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError, MachineError, ModelError, RecipeError
-from aloe.core.log import QUIET
+from aloe.core.log import QUIET, Log
 from aloe.models.folder import ADAPTER_BASE, ADAPTER_WEIGHTS, adapter_name
 from aloe.models.hf import HfModel
 from aloe.models.load import load_model
 from aloe.recipe import load_recipe
 from aloe.train import lora as lora_module
+from aloe.train.dpo import train_dpo
 from aloe.train.engine import MOMENTS, OneProcess
 from aloe.train.lora import add_adapter, dropout_noise
 from aloe.train.options import LoraOptions, TrainOptions
-from train.test_loop import MACHINE, OPTIONS, Killed, dpo, killer, sft
+from aloe.train.sft import train_sft
+from train.test_loop import MACHINE, OPTIONS, Killed, killer, rows_of
 
 IDS = torch.tensor([[1, 5, 9, 20, 33, 40, 7, 2]])
 LORA = LoraOptions(rank=4, alpha=8)
@@ -44,6 +46,23 @@ def adapted(folder: Path, lora: LoraOptions, dtype: torch.dtype = torch.float32)
 
 def options(lora: LoraOptions = LORA, **changes: Any) -> TrainOptions:
     return OPTIONS.model_copy(update={"lora": lora, **changes})
+
+
+def sft(start: Path, out: Path, log: Log = QUIET, machine: Machine = MACHINE, **changes: Any) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    return train_sft(
+        start, rows_of("toy-facts", 40), options(**changes), out=out, work=out / ".work", machine=machine, seed=5, log=log, label="sft"
+    )  # fmt: skip
+
+
+def dpo(start: Path, out: Path, reference: Any, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
+    """Three chunks of ten pairs."""
+    work = out / ".work"
+    work.mkdir(parents=True, exist_ok=True)
+    return train_dpo(
+        start, rows_of("toy-pairs", 30), options(**changes), beta=0.1, nll=0.0, chunks=3, reference=reference,
+        out=out, work=work, machine=MACHINE, seed=5, log=log, label="dpo",
+    )  # fmt: skip
 
 
 def test_a_fresh_adapter_changes_no_bit_and_is_all_that_is_trained(toy_folder: Path) -> None:
@@ -82,7 +101,7 @@ def test_masters_in_fp32_are_kept_of_the_adapter_alone(toy_folder: Path) -> None
 def test_a_merged_export_is_a_whole_model_with_the_adapters_logits(toy_folder: Path, tmp_path: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    metrics = sft(toy_folder, tmp_path / "out", lora=LORA, dtype=dtype, lr=1e-2, epochs=2)
+    metrics = sft(toy_folder, tmp_path / "out", dtype=dtype, lr=1e-2, epochs=2)
     assert metrics["last_loss"] < metrics["first_loss"] - 0.3
     assert 0 < metrics["export_difference"] <= 1e-4 and metrics["export_rows"] == 4
     assert metrics["adapter_parameters"] == sum(t.numel() for t in load_file(tmp_path / "out/.work/adapter" / ADAPTER_WEIGHTS).values())
@@ -103,7 +122,7 @@ def test_a_failing_check_stops_the_stage(toy_folder: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(lora_module, "load_model", damaged)
     with pytest.raises(ModelError, match="differs by"):
-        sft(toy_folder, tmp_path / "out", lora=LORA)
+        sft(toy_folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +131,7 @@ def test_a_failing_check_stops_the_stage(toy_folder: Path, tmp_path: Path, monke
     ids=lambda changes: next(iter(changes)),
 )
 def test_every_option_trains_another_model_and_passes_the_check(toy_folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    sft(toy_folder, tmp_path / "plain", lora=LORA)
+    sft(toy_folder, tmp_path / "plain")
     metrics = sft(toy_folder, tmp_path / "other", lora=LORA.model_copy(update=changes))
     assert metrics["export_difference"] <= 1e-4
     assert sha256_file(tmp_path / "plain/model.safetensors") != sha256_file(tmp_path / "other/model.safetensors")
@@ -120,7 +139,6 @@ def test_every_option_trains_another_model_and_passes_the_check(toy_folder: Path
 
 @pytest.mark.parametrize("changes", [{}, {"dtype": "bf16"}, {"lora": LORA.model_copy(update={"dropout": 0.2})}], ids=["fp32", "bf16", "dropout"])
 def test_an_interrupted_run_ends_with_the_same_adapter(toy_folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    changes = {"lora": LORA, **changes}
     whole = sft(toy_folder, tmp_path / "whole", **changes)
     for after in (1, 3):
         with pytest.raises(Killed):
@@ -130,13 +148,11 @@ def test_an_interrupted_run_ends_with_the_same_adapter(toy_folder: Path, tmp_pat
     assert sha256_file(tmp_path / "whole/model.safetensors") == sha256_file(tmp_path / "cut/model.safetensors")
 
 
-def test_recomputed_activations_change_no_bit_of_an_adapter(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import train.test_loop
-
+def test_recomputed_activations_change_no_bit_of_an_adapter(toy_folder: Path, tmp_path: Path) -> None:
     lora = LORA.model_copy(update={"dropout": 0.2})  # the recomputed masks must be the first ones
     plain = sft(toy_folder, tmp_path / "plain", lora=lora)
-    monkeypatch.setattr(train.test_loop, "MACHINE", MACHINE.model_copy(update={"gradient_checkpointing": True}))
-    assert sft(toy_folder, tmp_path / "again", lora=lora)["curve"] == plain["curve"]
+    machine = MACHINE.model_copy(update={"gradient_checkpointing": True})
+    assert sft(toy_folder, tmp_path / "again", machine=machine, lora=lora)["curve"] == plain["curve"]
 
 
 def test_dropout_noise_belongs_to_its_step_and_leaks_nowhere() -> None:
@@ -153,13 +169,9 @@ def test_dropout_noise_belongs_to_its_step_and_leaks_nowhere() -> None:
 
 
 @pytest.mark.parametrize(("reference", "dtype"), [("start", "fp32"), ("previous_chunk", "fp32"), ("previous_chunk", "bf16")])
-def test_dpo_with_an_adapter_starts_at_ln_2_and_survives_kills_in_every_chunk(
-    toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, dtype: str
-) -> None:
-    import train.test_loop
-
-    monkeypatch.setattr(train.test_loop, "OPTIONS", options(dtype=dtype, lr=1e-2))
-    whole = dpo(toy_folder, tmp_path / "whole", reference=reference)
+def test_dpo_with_an_adapter_starts_at_ln_2_and_survives_kills_in_every_chunk(toy_folder: Path, tmp_path: Path, reference: str, dtype: str) -> None:
+    changes: dict[str, Any] = {"dtype": dtype, "lr": 1e-2}
+    whole = dpo(toy_folder, tmp_path / "whole", reference, **changes)
     steps = len(whole["curve"]) // 3
     starts = range(0, 3 * steps, steps) if reference == "previous_chunk" else [0]
     assert all(whole["curve"][i]["margin"] == pytest.approx(0, abs=1e-6) for i in starts)
@@ -167,8 +179,8 @@ def test_dpo_with_an_adapter_starts_at_ln_2_and_survives_kills_in_every_chunk(
     assert whole["export_difference"] <= 1e-4 and abs(whole["last_margin"]) > 1e-3
     for after in (1, 2, 3):
         with pytest.raises(Killed):
-            dpo(toy_folder, tmp_path / "cut", killer(after), reference=reference)
-    resumed = dpo(toy_folder, tmp_path / "cut", reference=reference)
+            dpo(toy_folder, tmp_path / "cut", reference, killer(after), **changes)
+    resumed = dpo(toy_folder, tmp_path / "cut", reference, **changes)
     assert resumed["curve"] == whole["curve"]
     for file in ("model.safetensors", "reference.jsonl"):
         assert sha256_file(tmp_path / "whole" / file) == sha256_file(tmp_path / "cut" / file)
@@ -301,7 +313,7 @@ def test_qlora_trains_on_four_bits_and_exports_onto_the_full_weights(toy_folder:
     assert len(frozen) == 14 and set(frozen.values()) == {torch.uint8}
     metrics = sft(toy_folder, tmp_path / "out", lora=lora, dtype=dtype, lr=1e-2, epochs=2)
     assert metrics["last_loss"] < metrics["first_loss"] - 0.3 and metrics["export_difference"] <= 1e-4
-    whole = sft(toy_folder, tmp_path / "full", lora=LORA, dtype=dtype, lr=1e-2, epochs=2)
+    whole = sft(toy_folder, tmp_path / "full", dtype=dtype, lr=1e-2, epochs=2)
     assert whole["curve"][0]["loss"] != metrics["curve"][0]["loss"], "four bits were computed with"
     name = "model.layers.0.input_layernorm.weight"
     before, after = (load_file(folder / "model.safetensors")[name] for folder in (toy_folder, tmp_path / "out"))
@@ -326,11 +338,8 @@ def test_a_reference_pass_over_four_bits_takes_no_gradient_away(toy_folder: Path
     assert len(plain) == 28 and all(torch.equal(plain[name], after[name]) for name in plain)
 
 
-def test_qlora_dpo_starts_at_ln_2(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qlora_dpo_starts_at_ln_2(toy_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    import train.test_loop
-
-    monkeypatch.setattr(train.test_loop, "OPTIONS", options(LORA.model_copy(update={"quantise": "nf4"}), dtype="bf16", lr=1e-2))
-    metrics = dpo(toy_folder, tmp_path / "out", reference="previous_chunk")
+    metrics = dpo(toy_folder, tmp_path / "out", "previous_chunk", lora=LORA.model_copy(update={"quantise": "nf4"}), dtype="bf16", lr=1e-2)
     # bitsandbytes multiplies with other kernels where no gradient is wanted, as in the reference pass.
     assert metrics["curve"][0]["loss"] == pytest.approx(0.693147, abs=1e-3) and metrics["export_difference"] <= 1e-4

@@ -141,7 +141,7 @@ def test_adapters_alone_have_gradients_and_moments() -> None:
     assert quantised.weights == pytest.approx((LLAMA_8B.parameters * NF4_BYTES + count * 6) / 1e9)
 
 
-@pytest.mark.parametrize("tokens", [1024, 8192, 16384])
+@pytest.mark.parametrize("tokens", [8192, 16384])  # with few tokens the peak is at the end of the backward pass, without activations
 def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(tokens: int) -> None:
     on = Machine(device="gpu")
     full, recomputed = (parts(TrainOptions(lr=1), on.model_copy(update={"gradient_checkpointing": c}), tokens) for c in (False, True))

@@ -117,9 +117,7 @@ class Chat:
     @property
     def fingerprint(self) -> str:
         """sha256 of everything that turns messages into ids: tokenizer, template and system prompt."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        words = json.loads(backend.to_str()) | {"truncation": None, "padding": None} if backend is not None else self.tokenizer.get_vocab()
-        meaning = [words, self.template, self.tokenizer.special_tokens_map, self.options.system_prompt]
+        meaning = [self._encode.state(), self.template, self.tokenizer.special_tokens_map, self.options.system_prompt]
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
     def text(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, prompt: bool = False) -> str:

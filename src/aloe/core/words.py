@@ -12,6 +12,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -27,8 +28,10 @@ class Encoder:
     """Texts to ids. What was tokenised before is kept: words apart from other pieces, because a text of words alone needs no search."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._backend = tokenizer, getattr(tokenizer, "backend_tokenizer", None)
+        self._tokenizer = tokenizer
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.by_words = self._backend is not None and begins_words_at_spaces(self._backend)
+        self._lock = Lock()
         self._forget()
 
     def _forget(self) -> None:
@@ -41,8 +44,10 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
         """Ids of each text as the bytes of uint32 in native order; no special token is added."""
-        if not self.by_words:
-            return self._encode(texts)
+        with self._lock:  # a server asks from several threads
+            return self._by_words(texts) if self.by_words else self._encode(texts)
+
+    def _by_words(self, texts: Sequence[str]) -> list[bytes]:
         found = [self._of_words(text) for text in texts]
         missing = {i: _CUT.split(texts[i]) for i, ids in enumerate(found) if ids is None}
         self._learn({piece for pieces in missing.values() for piece in pieces})
@@ -74,13 +79,26 @@ class Encoder:
             self._characters += len(piece)
 
     def _encode(self, texts: Sequence[str]) -> list[bytes]:
-        backend = self._backend
-        if backend is None:
+        if self._backend is None:
             return [array("I", ids).tobytes() for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = False  # whoever used the tokenizer before may have set these
-        return [array("I", encoding.ids).tobytes() for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        self._reset()
+        return [array("I", encoding.ids).tobytes() for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _reset(self) -> None:
+        """Undo what whoever used the tokenizer before may have set."""
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
+        if self._backend.encode_special_tokens:
+            self._backend.encode_special_tokens = False
+
+    def state(self) -> str:
+        """Everything that decides the ids, as text."""
+        if self._backend is None:
+            return json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
+        self._reset()
+        return str(self._backend.to_str())
 
 
 def begins_words_at_spaces(backend: Any) -> bool:

@@ -72,11 +72,12 @@ TOKENS_PER_CHARACTER, ROW_TOKENS, SAMPLED_ROWS = 0.25, 40, 2000
 
 
 class RowCount(NamedTuple):
-    """Expected size of a corpus; tokens as rendered, supervised tokens those of answers."""
+    """Expected size of a corpus; tokens as rendered, supervised tokens those of answers, rejected tokens those of the worse ones."""
 
     rows: float
     tokens: float
     supervised: float
+    rejected: float
 
 
 def expected_rows(sources: Mapping[str, int | None], max_characters: int | None) -> RowCount:
@@ -89,7 +90,7 @@ def _expected(name: str, n: int | None, max_characters: int | None) -> RowCount:
     if name not in SOURCES and not name.startswith("file:") and name in catalogue().sources:
         published, tokens = catalogue().sources[name].rows or 0, catalogue().tokens(name)
         share = min(1.0, (n or published) / max(1, published))
-        return RowCount(published * share, tokens * share, tokens * share)
+        return RowCount(published * share, tokens * share, tokens * share, 0.0)
     rows = source_rows(name)
     some = list(islice(rows, min(n or SAMPLED_ROWS, SAMPLED_ROWS)))
     messages = [m for row in some for m in (*row.messages, *([row.rejected] if row.rejected else ()))]
@@ -98,7 +99,8 @@ def _expected(name: str, n: int | None, max_characters: int | None) -> RowCount:
     scale = min(1.0, (max_characters or characters) * len(some) / max(1, characters)) * TOKENS_PER_CHARACTER
     count = len(some) + sum(1 for _ in islice(rows, n and n - len(some)))
     each = count / max(1, len(some))
-    return RowCount(count, (characters * scale + ROW_TOKENS * len(some)) * each, answers * scale * each)
+    worse = sum(len(row.rejected.content) for row in some if row.rejected)
+    return RowCount(count, (characters * scale + ROW_TOKENS * len(some)) * each, answers * scale * each, worse * scale * each)
 
 
 def _row(source: str, native: object, user: str, assistant: str, category: str, rejected: str | None = None) -> Row:

@@ -68,6 +68,8 @@ def _load(path: Path) -> tuple[dict[str, Any], Tool]:
             raise RecipeError(f"cannot read the file: {error}", where=str(path), do="check the path") from None
         return openrlhf.parse_command(text, str(path)), "openrlhf"
     document: Document = load_document(path)  # JSON is YAML
+    if "stages" in document.tree:
+        raise RecipeError("this is a recipe of aloe, no file of axolotl, mergekit or TRL", where=str(path), do="run it: aloe run RECIPE")
     known: dict[Tool, dict[str, Rule]] = {"axolotl": axolotl.RULES, "mergekit": mergekit.RULES, "trl": trl.RULES}
     best: Tool = max(known, key=lambda name: len(known[name].keys() & document.tree.keys()))
     if not known[best].keys() & document.tree.keys():

@@ -35,6 +35,6 @@ def put_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
 
 def merged_model(folder: Path) -> Any:
     """The fp32 model of an adapter's folder: its base with the adapter added to the weights."""
-    base = load_model(adapter_base(folder).path, torch.float32)
+    base = load_model(adapter_base(folder), torch.float32)
     with readable(folder):
         return put_adapter(base, folder).merge_and_unload(safe_merge=True)

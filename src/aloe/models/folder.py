@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from aloe.artifact import MANIFEST, HashMemo, open_artifact, read_manifest
 from aloe.core.chat import Chat, ChatOptions
@@ -33,13 +33,6 @@ def load_chat(path: Path, tokenizer: Any) -> Chat:
     return Chat(tokenizer, options, str(path))
 
 
-class AdapterBase(NamedTuple):
-    """The finished stage that an adapter was trained on."""
-
-    path: Path
-    fingerprint: str
-
-
 def is_adapter(folder: Path) -> bool:
     """Whether the folder holds an adapter and no whole model."""
     return (folder / ADAPTER_CONFIG).is_file()
@@ -52,19 +45,19 @@ def relative_base(adapter: Path, base: Path) -> str:
 
 def record_base(adapter: Path, base: Path) -> None:
     """Say beside an adapter which finished stage it was trained on, by place and by fingerprint."""
-    record = {"path": relative_base(adapter, base), "stage": read_manifest(base).stage, "fingerprint": read_manifest(base).fingerprint}
+    record = {"path": relative_base(adapter, base), "fingerprint": read_manifest(base).fingerprint}
     (adapter / ADAPTER_BASE).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def adapter_base(adapter: Path) -> AdapterBase:
-    """The base of an adapter that this package made; raises where it is not there or not the same any more."""
+def adapter_base(adapter: Path) -> Path:
+    """The base folder of an adapter that this package made; ModelError where it is not there or not the same any more."""
     try:
         record = json.loads((adapter / ADAPTER_BASE).read_text())
     except OSError:
         raise ModelError(
             f"this is an adapter without {ADAPTER_BASE}: its base is not known", where=str(adapter), do="merge it into its base model first"
         ) from None
-    path = (adapter / record["path"]).resolve()
+    path = (adapter / str(record["path"])).resolve()
     if not (path / MANIFEST).is_file():
         raise ModelError(
             f"the base of the adapter is not there: {path}", where=str(adapter), do="keep the folders of a run together, or use lora.export: merged"
@@ -76,14 +69,14 @@ def adapter_base(adapter: Path) -> AdapterBase:
             where=str(path),
             do=f"remove {adapter} and run again",
         )
-    return AdapterBase(path, record["fingerprint"])
+    return path
 
 
 def adapter_name(folder: Path) -> str | None:
     """`sft-0a1b2c3d on start-4e5f6a7b` where the folder holds an adapter, None where it holds a whole model."""
     if not is_adapter(folder):
         return None
-    base = adapter_base(folder).path
+    base = adapter_base(folder)
     return f"{folder.name} on {adapter_name(base) or base.name}"
 
 

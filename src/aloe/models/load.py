@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aloe.core.errors import AloeError, ModelError
-from aloe.models.folder import is_adapter
+from aloe.models.folder import adapter_base, is_adapter
 
 
 @contextmanager
@@ -65,7 +65,9 @@ def cast(model: Any, dtype: Any) -> Any:
 
 
 def model_limits(folder: Path) -> tuple[int, int]:
-    """The position limit and the rows of the embedding, from config.json alone."""
+    """The position limit and the rows of the embedding, from config.json alone (an adapter's: of its base)."""
+    while is_adapter(folder):
+        folder = adapter_base(folder)
     with readable(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
         return int(config.max_position_embeddings), int(config.vocab_size)

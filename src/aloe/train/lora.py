@@ -75,9 +75,7 @@ def _nf4(dtype: torch.dtype) -> Any:
     """4-bit NormalFloat with quantised scales, as in section 3 of the QLoRA paper."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )  # fmt: skip
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
 @contextmanager
