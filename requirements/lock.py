@@ -25,6 +25,8 @@ def main() -> None:
     options += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lock.txt"
+        if "--upgrade" not in sys.argv:
+            out.write_text((HERE / "lock.txt").read_text())  # pip-compile keeps the versions that it finds there
         subprocess.run([sys.executable, "-m", "piptools", "compile", *options, "-o", str(out), str(HERE / "direct.in")], check=True)
         text = "".join(line for line in out.read_text().splitlines(keepends=True) if not line.startswith("#"))
         text = re.sub(r"^torch==.*?\n(?:    --hash.*\n)+", "", text, flags=re.MULTILINE)
