@@ -14,8 +14,8 @@ import pytest
 from aloe.artifact import sha256_file
 from aloe.core.errors import ArtifactError
 from many_ranks import ENGINES, Killed, on_ranks
-from toys import TOY_SYSTEM_PROMPT
-from training_jobs import OPTIONS, Kill, dpo, furthest, machine, sft
+from toys import tuned
+from training_jobs import OPTIONS, Curve, Kill, dpo, furthest, machine, sft
 
 TWO_EPOCHS = OPTIONS.model_copy(update={"epochs": 2, "global_batch": 4})
 ROWS, STEPS_AN_EPOCH, STEPS = 20, 5, 10
@@ -75,39 +75,52 @@ def stopped(start: Path, work: Path, engine: str) -> Path:
     return work
 
 
+@pytest.fixture(scope="module")
+def whole(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """The loss curve of one process that nobody killed."""
+    curve: Curve = sft(toy_folder, tmp_path_factory.mktemp("whole") / "w", machine(), TWO_EPOCHS, ROWS)["curve"]
+    return curve
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_on_another_engine_or_number_of_ranks_a_run_goes_on_within_1e_5(toy_folder: Path, tmp_path: Path, engine: str) -> None:
-    whole = sft(toy_folder, tmp_path / "whole", machine(), TWO_EPOCHS, ROWS)
-    on_one = sft(toy_folder, stopped(toy_folder, tmp_path / "a", engine), machine(), TWO_EPOCHS, ROWS)
-    on_two, _ = on_ranks(2, sft, toy_folder, stopped(toy_folder, tmp_path / "b", "one"), machine(engine), TWO_EPOCHS, ROWS)
-    on_three, *_ = on_ranks(3, sft, toy_folder, stopped(toy_folder, tmp_path / "c", engine), machine(engine), TWO_EPOCHS, ROWS)
-    for run in (on_one, on_two, on_three):
-        assert furthest(run["curve"], whole["curve"]) < 1e-5
-    assert on_two["curve"][:3] == whole["curve"][:3], "the steps before the kill are not taken again"
+def test_a_run_that_was_killed_on_two_ranks_goes_on_in_one_process_within_1e_5(toy_folder: Path, tmp_path: Path, whole: Curve, engine: str) -> None:
+    work = stopped(toy_folder, tmp_path / "w", engine)
+    progress = json.loads((work / ".work/checkpoint/progress.json").read_text())
+    assert (progress["engine"], progress["ranks"], progress["step"]) == (engine, 2, 3)
+    assert sorted(progress["files"]) == ["rank-00000.safetensors", "rank-00001.safetensors"]
+    found = sft(toy_folder, work, machine(), TWO_EPOCHS, ROWS)["curve"]
+    assert found[:3] == progress["curve"], "the steps before the kill are not taken again"
+    assert furthest(found, whole) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("before", ["one", "fsdp2", *ENGINES[1:]])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_any_engine_goes_on_from_any_checkpoint_within_1e_5(
+    toy_folder: Path, tmp_path: Path, whole: Curve, before: str, engine: str, size: int
+) -> None:
+    found, *_ = on_ranks(size, sft, toy_folder, stopped(toy_folder, tmp_path / "w", before), machine(engine), TWO_EPOCHS, ROWS)
+    assert furthest(found["curve"], whole) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def stopped_once(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A killed run of one process; tests copy it."""
+    return stopped(toy_folder, tmp_path_factory.mktemp("stopped") / "w", "one")
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"lr": 1e-3}, "lr"), ({"epochs": 3}, "epochs"), ({"max_length": 60}, "max_length"), ({"rows": 16}, "data"), ({"seed": 6}, "seed"), ({"start": 18}, "start")],
-)  # fmt: skip
-def test_the_checkpoint_of_another_training_is_refused_by_name(toy_folder: Path, tmp_path: Path, change: dict[str, float], named: str) -> None:
-    from aloe.core.chat import ChatOptions
-    from aloe.models.base import make_base
-
-    work = stopped(toy_folder, tmp_path / "work", "one")
-    options = TWO_EPOCHS.model_copy(update={k: v for k, v in change.items() if k in type(TWO_EPOCHS).model_fields})
-    start = toy_folder
-    if "start" in change:
-        start = tmp_path / "other"
-        make_base("toy:", start, ChatOptions(system_prompt=TOY_SYSTEM_PROMPT), None, seed=18)
-    shutil.rmtree(work / ".work/tokens")
+    [({"lr": 1e-3}, "lr"), ({"epochs": 3}, "epochs"), ({"rows": 16}, "data"), ({"seed": 6}, "seed"), ({"start": 18}, "start")],
+)
+def test_the_checkpoint_of_another_training_is_refused_by_name(
+    toy_folder: Path, tmp_path: Path, stopped_once: Path, change: dict[str, float], named: str
+) -> None:
+    work = shutil.copytree(stopped_once, tmp_path / "w")
+    options = TWO_EPOCHS.model_copy(update={key: value for key, value in change.items() if key in type(TWO_EPOCHS).model_fields})
+    start = tuned(toy_folder, tmp_path / "other", seed=1) if "start" in change else toy_folder
+    shutil.rmtree(work / ".work/tokens")  # of the rows before: a stage's work folder stands under the fingerprint of its rows
     with pytest.raises(ArtifactError, match=f"another training .*{named}") as error:
         sft(start, work, machine(), options, int(change.get("rows", ROWS)), seed=int(change.get("seed", 5)))
     assert error.value.where == str(work / ".work/checkpoint")
-
-
-def test_a_checkpoint_says_what_it_is_of(toy_folder: Path, tmp_path: Path) -> None:
-    progress = json.loads((stopped(toy_folder, tmp_path / "w", "fsdp2") / ".work/checkpoint/progress.json").read_text())
-    assert (progress["engine"], progress["ranks"], progress["step"]) == ("fsdp2", 2, 3)
-    assert {"start", "data", "seed", "lr", "label", "objective"} <= progress["identity"].keys()
-    assert sorted(progress["files"]) == ["rank-00000.safetensors", "rank-00001.safetensors"]
