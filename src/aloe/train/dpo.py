@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import random
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from aloe.core.config import Machine
 from aloe.core.errors import SourceError
 from aloe.core.log import Log
-from aloe.core.rows import Row, read_jsonl, write_jsonl
+from aloe.core.rows import Row, write_jsonl
 from aloe.core.seeds import seed_for
 from aloe.train.batches import Example, micro_batches, plan_steps, render_rows
-from aloe.train.loop import train
-from aloe.train.objectives import Dpo, answer_logps, pack
-from aloe.train.options import TrainOptions
+from aloe.train.loop import Place, train
+from aloe.train.objectives import Dpo
+from aloe.train.options import PreferenceOptions, TrainOptions
+from aloe.train.reference import Logps, Packs, reference
 from aloe.train.sft import open_for_training, save_trained
-
-Reference = dict[str, tuple[float, float]]
 
 
 def train_dpo(
-    start: Path, rows: Sequence[Row], options: TrainOptions, *, beta: float, nll: float, chunks: int, reference: Literal["start", "previous_chunk"],
-    out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str,
+    start: Path, rows: Sequence[Row], options: TrainOptions, preference: PreferenceOptions, *,
+    out: Path, work: Path, store: Path, machine: Machine, seed: int, log: Log, label: str,
 ) -> dict[str, Any]:  # fmt: skip
     """One pass of the loop a chunk; the model of a chunk starts the next. Writes reference.jsonl beside the weights."""
     if any(row.rejected is None for row in rows):
@@ -37,50 +33,57 @@ def train_dpo(
         raise SourceError("a row has no rejected answer", where=f"row {bad}", do="DPO needs preference rows")
     model, chat = open_for_training(start)
     examples, lengths = render_rows(rows, chat, options, model.config.max_position_embeddings, model.get_input_embeddings().weight.shape[0])
-    if len(examples) < chunks:
-        raise SourceError(f"{len(examples)} pairs cannot be split into {chunks} chunks", where=label, do="use fewer chunks or more pairs")
-    parts = split_chunks(examples, chunks, seed)
+    if len(examples) < preference.chunks:
+        raise SourceError(f"{len(examples)} pairs cannot be split into {preference.chunks} chunks", where=label, do="use fewer chunks or more pairs")
+    parts = dict(enumerate(split_chunks(examples, preference.chunks, seed), 1))
+    seeds = {number: seed_for(seed, "chunk", number) for number in parts}
+    steps = {number: len(plan_steps(len(part), options, seeds[number])) for number, part in parts.items()}
     done = _last_chunk(work)
+    known: Logps = {}
+    started = time.monotonic()
+    if preference.loss != "simpo" and preference.reference == "start":
+        # All of it before the first step, while the policy still is the start.
+        first = (lambda: open_for_training(start)[0]) if done else (lambda: model)
+        for number, part in parts.items():
+            known |= reference(start, first, _packs(part, options, machine, seeds[number]), options.dtype, store).logps
+    reference_seconds = time.monotonic() - started
     if done:
         model, _ = open_for_training(work / f"chunk-{done}")
-    known = _read_reference(work)
     reports = []
-    for number, part in enumerate(parts, 1):
+    for number, part in parts.items():
         if number <= done:
             reports.append(json.loads((work / f"chunk-{number}.json").read_text()))
             continue
-        missing = [e for e in (part if reference == "previous_chunk" else examples) if e.row_id not in known]
-        if missing:
-            # In `start` mode everything is scored before the first step, while the policy still is the start.
-            order = enumerate(parts, 1) if reference == "start" else [(number, part)]
-            known.update(reference_logps(model, [_first_epoch(p, options, seed_for(seed, "chunk", n)) for n, p in order], options, machine))
-            write_jsonl(work / "reference.new", ({"row": row, "chosen": c, "rejected": r} for row, (c, r) in known.items()))
-            (work / "reference.new").rename(work / "reference.jsonl")
+        started = time.monotonic()
+        if preference.loss != "simpo" and preference.reference == "previous_chunk":
+            folder = work / f"chunk-{number - 1}" if number > 1 else start
+            known = reference(folder, lambda: model, _packs(part, options, machine, seeds[number]), options.dtype, store).logps
+        reference_seconds += time.monotonic() - started
+        place = None
+        if preference.optimizer_between_chunks == "continue":
+            begin = work / f"state-{number - 1}" if number > 1 else None
+            place = Place(sum(steps[n] for n in range(1, number)), sum(steps.values()), begin, work / f"state-{number}")
+        objective = Dpo(preference, known, starts_at_reference=preference.reference == "previous_chunk" or number == 1)
         report = train(
-            model,
-            Dpo(beta, known, nll),
-            part,
-            options,
-            machine=machine,
-            seed=seed_for(seed, "chunk", number),
-            work=work / f"train-{number}",
-            log=log,
-            label=f"{label} {number}/{chunks}",
-        )
-        if reference == "previous_chunk" or number == 1:
-            _check_first_step(report.curve[0], label)
-        reports.append({"steps": report.steps, "tokens": report.tokens, "seconds": report.seconds, "curve": report.curve})
-        if number < chunks:
+            model, objective, part, options,
+            machine=machine, seed=seeds[number], work=work / f"train-{number}", log=log, label=f"{label} {number}/{preference.chunks}", place=place,
+        )  # fmt: skip
+        mine = {e.row_id: known[e.row_id] for e in part if known}
+        reports.append({"tokens": report.tokens, "seconds": report.seconds, "curve": report.curve, "reference": mine})
+        if number < preference.chunks:
             _keep_chunk(model, start, work, number, reports[-1])
     save_trained(model, start, out)
-    shutil.copyfile(work / "reference.jsonl", out / "reference.jsonl")
+    write_jsonl(
+        out / "reference.jsonl", ({"row": row, "chosen": c, "rejected": r} for report in reports for row, (c, r) in report["reference"].items())
+    )
     curve = [point for r in reports for point in r["curve"]]
     seconds, tokens = sum(r["seconds"] for r in reports), sum(r["tokens"] for r in reports)
     last = curve[-1]
     return {
-        **lengths._asdict(), "pairs": len(examples), "chunk_sizes": [len(p) for p in parts], "steps": len(curve), "trained_tokens": tokens,
-        "train_seconds": seconds, "tokens_per_s": tokens / seconds, "first_loss": curve[0]["loss"], "last_loss": last["loss"],
-        "last_margin": last["margin"], "last_accuracy": last["accuracy"], "curve": curve,
+        **lengths._asdict(), "pairs": len(examples), "chunk_sizes": [len(part) for part in parts.values()], "steps": len(curve),
+        "trained_tokens": tokens, "train_seconds": seconds, "reference_seconds": reference_seconds, "tokens_per_s": tokens / seconds,
+        "first_loss": curve[0]["loss"], "last_loss": last["loss"], "last_margin": last["margin"], "last_accuracy": last["accuracy"],
+        "curve": curve,
     }  # fmt: skip
 
 
@@ -91,33 +94,10 @@ def split_chunks(examples: Sequence[Example], chunks: int, seed: int) -> list[li
     return [order[i * len(order) // chunks : (i + 1) * len(order) // chunks] for i in range(chunks)]
 
 
-def reference_logps(model: Any, parts: Sequence[list[list[Example]]], options: TrainOptions, machine: Machine) -> Reference:
-    """Log-probabilities of both answers of every pair, in the batches and the dtype that training will use."""
-    found: Reference = {}
-    policy = copy.deepcopy(model).to(torch.bfloat16) if options.dtype == "bf16" else model
-    with torch.no_grad():
-        for steps in parts:
-            for batch in steps:
-                for examples in micro_batches(batch, machine.micro_batch_tokens):
-                    packed = pack(examples)
-                    for row, (chosen, rejected) in zip(packed.row_ids, answer_logps(policy, packed).tolist(), strict=True):
-                        found[row] = (chosen, rejected)
-    return found
-
-
-def _first_epoch(part: list[Example], options: TrainOptions, seed: int) -> list[list[Example]]:
+def _packs(part: list[Example], options: TrainOptions, machine: Machine, seed: int) -> Packs:
+    """The micro-batches of a chunk's first epoch, as the loop will cut them."""
     plan = plan_steps(len(part), options.model_copy(update={"epochs": 1}), seed)
-    return [[part[i] for i in batch] for batch in plan]
-
-
-def _check_first_step(point: dict[str, float], label: str) -> None:
-    """Policy and reference are the same model in the same batches: the margin is 0 and the loss ln 2, or a number is wrong."""
-    if abs(point["margin"]) > 1e-3 or abs(point["dpo"] - math.log(2)) > 1e-3:
-        raise SourceError(
-            f"the first step's margin is {point['margin']:.6f} and its DPO term {point['dpo']:.6f}, not 0 and ln 2",
-            where=label,
-            do="report this: reference and policy differ at the start",
-        )
+    return [pack for batch in plan for pack in micro_batches([part[i] for i in batch], machine.micro_batch_tokens)]
 
 
 def _keep_chunk(model: Any, start: Path, work: Path, number: int, report: dict[str, Any]) -> None:
@@ -126,14 +106,9 @@ def _keep_chunk(model: Any, start: Path, work: Path, number: int, report: dict[s
     save_trained(model, start, fresh)
     (work / f"chunk-{number}.json").write_text(json.dumps(report))
     fresh.rename(work / f"chunk-{number}")
-    shutil.rmtree(work / f"train-{number}", ignore_errors=True)
-    shutil.rmtree(work / f"chunk-{number - 1}", ignore_errors=True)
+    for old in (f"train-{number}", f"chunk-{number - 1}", f"state-{number - 1}"):
+        shutil.rmtree(work / old, ignore_errors=True)
 
 
 def _last_chunk(work: Path) -> int:
     return max((int(p.name.removeprefix("chunk-")) for p in work.glob("chunk-*") if p.is_dir()), default=0)
-
-
-def _read_reference(work: Path) -> Reference:
-    file = work / "reference.jsonl"
-    return {r["row"]: (r["chosen"], r["rejected"]) for r in read_jsonl(file)} if file.is_file() else {}

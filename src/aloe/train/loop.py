@@ -22,10 +22,20 @@ class TrainReport(NamedTuple):
     """What a run of the loop did. `curve` has one entry an optimiser step: step, lr, loss, grad_norm and the objective's metrics."""
 
     steps: int
-    units: float
     tokens: int
     seconds: float
     curve: list[dict[str, float]]
+
+
+class Place(NamedTuple):
+    """Where a pass stands in a longer training whose schedule and moments it goes on with: steps before it, and in all."""
+
+    before: int
+    steps: int
+    begin: Path | None
+    """State that the pass before left; None for the first."""
+    end: Path
+    """Where this pass leaves its own."""
 
 
 class Diverged(AloeError):
@@ -43,21 +53,27 @@ def train(
     work: Path,
     log: Log,
     label: str,
+    place: Place | None = None,
 ) -> TrainReport:
     """Train `model` in place. Continues from the checkpoint in `work`, bit for bit on the same machine and threads."""
     plan = plan_steps(len(examples), options, seed)
+    before, steps = (place.before, place.steps) if place else (0, len(plan))
     engine = OneProcess(model, options, machine)
     step, curve, seconds = 0, [], 0.0
     saved = load_checkpoint(work / "checkpoint")
     if saved:
         state, progress = saved
         step, curve, seconds = progress["step"], progress["curve"], progress["seconds"]
-        engine.load(state, step)
+        engine.load(state, before + step)
+    elif place and place.begin:
+        left_state = load_checkpoint(place.begin)
+        assert left_state is not None, "the pass before wrote it"
+        engine.load(left_state[0], before)
     started = last_save = time.monotonic()
     tokens = 0
     while step < len(plan):
         chosen = [examples[i] for i in plan[step]]
-        curve.append(_step(engine, objective, chosen, options, machine, step, len(plan)))
+        curve.append(_step(engine, objective, chosen, options, machine, learning_rate(before + step, steps, options), step))
         step += 1
         tokens += sum(e.num_tokens for e in chosen)
         now = time.monotonic()
@@ -66,31 +82,33 @@ def train(
         if step < len(plan) and step % machine.checkpoint_every_steps == 0 and now - last_save >= machine.checkpoint_every_s:
             save_checkpoint(work / "checkpoint", engine.state(), {"step": step, "curve": curve, "seconds": seconds + now - started})
             last_save = time.monotonic()
+    if place:
+        save_checkpoint(place.end, engine.state(), {"step": before + len(plan)})
     engine.finish()
     total = sum(examples[i].num_tokens for batch in plan for i in batch)
-    units = sum(objective.count([examples[i] for i in batch]) for batch in plan)
-    return TrainReport(len(plan), units, total, seconds + time.monotonic() - started, curve)
+    return TrainReport(len(plan), total, seconds + time.monotonic() - started, curve)
 
 
 def _step(
-    engine: OneProcess, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, step: int, steps: int
+    engine: OneProcess, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, lr: float, step: int
 ) -> dict[str, float]:
     """One optimiser step over a global batch; every sum is divided by the count of the whole global batch."""
-    count = objective.count(chosen)
-    sums: dict[str, float] = {"loss": 0.0}
+    counts = objective.counts(chosen)
+    means: dict[str, float] = {}
     for examples in micro_batches(chosen, machine.micro_batch_tokens):
-        loss = objective.loss(engine.model, objective.batch(examples))
-        value = float(loss.total.detach())
+        terms = objective.loss(engine.model, objective.batch(examples))
+        loss = terms.over(counts)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise Diverged(
                 f"the loss is {value} at step {step + 1}",
                 where=f"rows {', '.join(e.row_id for e in examples[:5])}",
                 do="lower the learning rate, or look at these rows with `aloe show`",
             )
-        engine.backward(loss.total / count)
-        sums["loss"] += value
-        for name, metric in loss.metrics.items():
-            sums[name] = sums.get(name, 0.0) + metric
-    lr = learning_rate(step, steps, options)
+        engine.backward(loss)
+        for name, mean in {"loss": value, **terms.means(counts)}.items():
+            means[name] = means.get(name, 0.0) + mean
+    if step == 0:
+        objective.check_start(means)
     norm = engine.step(lr)
-    return {"lr": lr, "grad_norm": norm, **{name: value / count for name, value in sums.items()}}
+    return {"lr": lr, "grad_norm": norm, **means}

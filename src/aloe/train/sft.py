@@ -12,6 +12,7 @@ from aloe.core.config import Machine
 from aloe.core.log import Log
 from aloe.core.rows import Row
 from aloe.models.folder import copy_tokenizer, load_chat
+from aloe.models.lean import lean
 from aloe.models.load import load_model, load_tokenizer
 from aloe.train.batches import render_rows
 from aloe.train.loop import train
@@ -21,7 +22,7 @@ from aloe.train.options import TrainOptions
 
 def open_for_training(folder: Path) -> tuple[Any, Any]:
     """The model in fp32 and its renderer."""
-    return load_model(folder, torch.float32), load_chat(folder, load_tokenizer(folder))
+    return lean(load_model(folder, torch.float32)), load_chat(folder, load_tokenizer(folder))
 
 
 def save_trained(model: Any, start: Path, out: Path) -> None:
