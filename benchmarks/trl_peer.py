@@ -1,7 +1,7 @@
 """TRL as the peer and as the oracle. Runs in TRL's own venv (.bench/trl), never imported by aloe: `python trl_peer.py JOB.json`.
 
 The job names the model folder, rows that are tokenised already (so both sides train on equal ids) and TRL's own settings. The answer,
-written to the job's `out`, holds the loss of every optimiser step, seconds, memory and, where asked for, the gradients of the first step.
+written to the job's `out`, holds loss and seconds of every optimiser step; the gradients of the first one are saved where asked for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Watch(TrainerCallback):
         self.started = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.started, self.cpu = time.perf_counter(), time.process_time()
+        self.started = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.gradients and not self.steps:  # clipping is off in these jobs
@@ -39,17 +39,11 @@ class Watch(TrainerCallback):
             save_file({name: p.grad.clone() for name, p in model.named_parameters()}, self.gradients)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.steps.append({"seconds": time.perf_counter() - self.started, "cpu": time.process_time() - self.cpu})
+        self.steps.append({"seconds": time.perf_counter() - self.started})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs:
             self.steps[-1].update({name: value for name, value in logs.items() if isinstance(value, int | float)})
-
-
-def memory(field: str) -> int:
-    """A line of /proc/self/status in bytes: VmHWM (peak resident), RssAnon (anonymous now)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +57,6 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         "gradient_checkpointing": job["checkpointing"], "learning_rate": job["lr"], "lr_scheduler_type": "constant", "weight_decay": 0.0,
         "max_grad_norm": job["clip_norm"], "train_sampling_strategy": "sequential", "max_length": job["max_length"],
     }  # fmt: skip
-    started = time.perf_counter()
     if job["kind"] == "sft":
         from trl import SFTConfig, SFTTrainer
 
@@ -76,9 +69,12 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
                 return dataset  # the rows are tokenised
 
-            def _precompute_ref_logps(self, *arguments: Any, **named: Any) -> Dataset:
+            def _precompute_ref_logps(self, dataset: Dataset, *arguments: Any, **named: Any) -> Dataset:
+                if "reference" in rows[0]:  # a test brings its own
+                    columns = ("ref_chosen_logps", "ref_rejected_logps")
+                    return dataset.map(lambda _, i: dict(zip(columns, rows[i]["reference"], strict=True)), with_indices=True)
                 begin = time.perf_counter()
-                out = super()._precompute_ref_logps(*arguments, **named)
+                out = super()._precompute_ref_logps(dataset, *arguments, **named)
                 self.reference_seconds = time.perf_counter() - begin
                 return out
 
@@ -86,19 +82,12 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         settings = DPOConfig(**common, beta=job["beta"], loss_type=job["loss"], precompute_ref_log_probs=job["precompute"],
                              loss_weights=job.get("loss_weights"))  # fmt: skip
         trainer = Prepared(model, args=settings, train_dataset=data, processing_class=tokenizer)
+    if job.get("packs_only"):
+        return {"packs": [{"ids": pack["input_ids"], "lengths": pack["seq_lengths"]} for pack in trainer.train_dataset]}
     watch = Watch(job.get("gradients"))
     trainer.add_callback(watch)
-    prepared = time.perf_counter() - started
     trainer.train()
-    packs = []
-    if job["kind"] == "sft" and job["packing"]:
-        packs = [{"ids": pack["input_ids"], "lengths": pack["seq_lengths"]} for pack in trainer.train_dataset]
-    import trl
-
-    return {
-        "version": trl.__version__, "steps": watch.steps, "prepare_seconds": prepared, "packs": packs,
-        "reference_seconds": getattr(trainer, "reference_seconds", 0.0), "VmHWM": memory("VmHWM"), "RssAnon": memory("RssAnon"),
-    }  # fmt: skip
+    return {"steps": watch.steps, "reference_seconds": getattr(trainer, "reference_seconds", 0.0)}
 
 
 if __name__ == "__main__":

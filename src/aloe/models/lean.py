@@ -164,6 +164,9 @@ LEAN = {known: _under(lean, known) for lean, known in PAIRS}
 
 def lean(model: Any) -> Any:
     """The same model, trained faster and with less memory where its layers are known; other layers stay as they are."""
+    if model.config.tie_word_embeddings:
+        # The head's gradient is dense anyway: the embedding adds its few rows to that, not a second matrix of zeros.
+        model.get_input_embeddings().sparse = True
     for module in model.modules():
         if type(module) in LEAN and not (hasattr(module, "act_fn") and model.config.hidden_act != "silu"):
             module.__class__ = LEAN[type(module)]
