@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from aloe.core.config import Machine
 from aloe.core.log import QUIET, Log
-from aloe.train.options import TrainOptions
+from aloe.train.options import PreferenceOptions, TrainOptions
 
 OPTIONS = TrainOptions(lr=3e-3, global_batch=8, max_length=128, warmup_steps=1, weight_decay=0.1, dtype="fp32")
 
@@ -63,8 +63,11 @@ def dpo(start: Path, out: Path, on: Machine, options: TrainOptions = OPTIONS, ki
 
     (out / ".work").mkdir(parents=True, exist_ok=True)
     rows = list(source_rows("toy-pairs"))[:30]
-    chosen: dict[str, Any] = {"beta": 0.1, "nll": 0.2, "chunks": 3, "reference": "start", **changes}
-    return train_dpo(start, rows, options, out=out, work=out / ".work", machine=on, seed=5, log=_armed(kill), label="dpo", **chosen)
+    preference = PreferenceOptions(**{"nll": 0.2, "chunks": 3, **changes})
+    work = out / ".work"
+    return train_dpo(
+        start, rows, options, preference, out=out, work=work, store=out.parent / "store", machine=on, seed=5, log=_armed(kill), label="dpo"
+    )
 
 
 def furthest(curve: Curve, other: Curve) -> float:

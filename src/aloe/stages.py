@@ -21,7 +21,7 @@ from aloe.core.rows import Row
 from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
 from aloe.stage import Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
-from aloe.train.options import TokenOptions, TrainOptions
+from aloe.train.options import PreferenceOptions, TokenOptions, TrainOptions
 
 
 class Base(Stage):
@@ -263,27 +263,21 @@ class Merge(Stage):
         return facts
 
 
-class Dpo(Stage):
-    """Direct preference optimisation in chunks; the model of a chunk starts the next."""
+class Dpo(PreferenceOptions, Stage):
+    """Preference optimisation in chunks; its own fields stand in PreferenceOptions."""
 
     kind: Literal["dpo"]
-    version: ClassVar[int] = 2  # 2: bf16 computes with unrounded rotary frequencies
+    version: ClassVar[int] = 3  # 2: bf16 computes with unrounded rotary frequencies; 3: the NLL term counts tokens, not pairs
     makes: ClassVar[str] = "model"
     base: str
     data: str
     train: TrainOptions
-    beta: float = Field(default=0.1, gt=0)
-    nll: float = Field(default=0.0, ge=0)
-    """Weight of the chosen answer's negative log-likelihood a token, added to each pair's loss."""
-    chunks: int = Field(default=1, ge=1)
-    reference: Literal["start", "previous_chunk"] = "start"
-    """Whose log-probabilities a chunk is measured against; the published recipe does not say which."""
 
     def refs(self) -> dict[str, Ref]:
         return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows", "tokens")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        return training_cost(sizes, self.train, machine, chunks=self.chunks, answers=2, reference=True)
+        return training_cost(sizes, self.train, machine, chunks=self.chunks, answers=2, reference=self.loss != "simpo")
 
     def preflight(self) -> None:
         if self.train.lora:
@@ -295,9 +289,8 @@ class Dpo(Stage):
         from aloe.train.dpo import train_dpo
 
         return train_dpo(
-            inputs["base"].path, training_data(inputs["data"]), self.train,
-            beta=self.beta, nll=self.nll, chunks=self.chunks, reference=self.reference,
-            out=out, work=context.work, machine=context.machine, seed=context.seed, log=context.log, label=context.name,
+            inputs["base"].path, training_data(inputs["data"]), self.train, self, out=out, work=context.work, store=context.cache / "reference",
+            machine=context.machine, seed=context.seed, log=context.log, label=context.name,
         )  # fmt: skip
 
 

@@ -69,7 +69,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "merged": {
         "base": "other", "models": {"sft": {"weight": 0.7}}, "models.*.weight": 0.3, "models.*.density": 0.5, "density": 0.5, "rescale": "l1", "normalise": True, "scale": 0.5,
     },
-    "dpo": {"base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "train.supervise": "last", "beta": 0.5, "nll": 0.5, "chunks": 3, "reference": "previous_chunk"},
+    "dpo": {
+        "base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "train.supervise": "last", "beta": 0.5, "nll": 0.5, "chunks": 3,
+        "reference": "previous_chunk", "loss": "ipo", "label_smoothing": 0.2, "optimizer_between_chunks": "continue",
+    },
     "library": {"corpora": ["toy"], "embedder": "none", "passage_words": 20},
     "scores": {
         "models": ["start", "merged"], "tasks": [{"task": "toy-open", "strategies": ["direct"]}], "tasks.*.task": "toy-open", "tasks.*.n": 5,
@@ -81,6 +84,7 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora"
 OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
 EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
+    ("dpo", "gamma"): {"loss": "simpo", "gamma": 0.5},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
     ("stored", "over_length"): {"max_length": 64, "over_length": "truncate"},
     ("sft", "train.supervise"): {"data": "talks", "train.supervise": "last"},

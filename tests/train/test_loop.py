@@ -18,7 +18,7 @@ from aloe.data.sources import source_rows
 from aloe.models.load import load_model
 from aloe.train.dpo import train_dpo
 from aloe.train.engine import OneProcess
-from aloe.train.options import TrainOptions
+from aloe.train.options import PreferenceOptions, TrainOptions
 from aloe.train.sft import open_for_training, train_sft
 from aloe.train.watch import Diverged
 
@@ -63,10 +63,11 @@ def sft(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, A
 def dpo(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     (out / ".work").mkdir(exist_ok=True)
-    arguments: dict[str, Any] = {"beta": 0.1, "nll": 0.0, "chunks": 3, "reference": "start", **changes}
+    preference = PreferenceOptions(**{"chunks": 3, **changes})
     return train_dpo(
-        start, rows_of("toy-pairs", 30), OPTIONS, out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="dpo", **arguments
-    )
+        start, rows_of("toy-pairs", 30), OPTIONS, preference,
+        out=out, work=out / ".work", store=out.parent / "store", machine=MACHINE, seed=5, log=log, label="dpo",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -136,7 +137,7 @@ def test_dpo_refuses_rows_without_a_rejected_answer_and_more_chunks_than_pairs(t
     with pytest.raises(AloeError, match="cannot be split"):
         dpo(toy_folder, tmp_path, chunks=31)
     with pytest.raises(AloeError, match="no rejected answer"):
-        train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, beta=0.1, nll=0.0, chunks=1, reference="start", out=tmp_path, work=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip
+        train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, PreferenceOptions(), out=tmp_path, work=tmp_path, store=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip
 
 
 def test_sft_on_preference_rows_teaches_the_better_answer_alone(toy_folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from aloe.train import lora as lora_module
 from aloe.train.dpo import train_dpo
 from aloe.train.engine import MOMENTS, OneProcess
 from aloe.train.lora import add_adapter, dropout_noise
-from aloe.train.options import LoraOptions, TrainOptions
+from aloe.train.options import LoraOptions, PreferenceOptions, TrainOptions
 from aloe.train.sft import train_sft
 from train.test_loop import MACHINE, OPTIONS, Killed, killer, rows_of
 
@@ -60,8 +60,8 @@ def dpo(start: Path, out: Path, reference: Any, log: Log = QUIET, **changes: Any
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     return train_dpo(
-        start, rows_of("toy-pairs", 30), options(**changes), beta=0.1, nll=0.0, chunks=3, reference=reference,
-        out=out, work=work, machine=MACHINE, seed=5, log=log, label="dpo",
+        start, rows_of("toy-pairs", 30), options(**changes), PreferenceOptions(chunks=3, reference=reference),
+        out=out, work=work, store=out.parent / "store", machine=MACHINE, seed=5, log=log, label="dpo",
     )  # fmt: skip
 
 

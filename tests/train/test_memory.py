@@ -43,14 +43,14 @@ def measured(
     options = TrainOptions(lr=1e-4, dtype=dtype)  # type: ignore[arg-type]
     engine = OneProcess(build(shape), options, Machine(threads=1, gradient_checkpointing=checkpointing))
     example = [
-        Example(str(n), [5] * (length - supervised), ([7] * supervised,), ([1.0] * supervised,), [0.0] * (length - supervised)) for n in range(rows)
+        Example(str(n), [5 + n] * (length - supervised), ([7] * supervised,), ([1.0] * supervised,), [0.0] * (length - supervised)) for n in range(rows)
     ]
     objective = Sft()
 
     def step() -> None:
         for _ in range(micro_batches):
             loss = objective.loss(engine.model, objective.batch(example))
-            engine.backward(loss.total / rows)
+            engine.backward(loss.over({"tokens": float(rows)}))
         engine.step(1e-4)
 
     step()  # the moments exist from here on

@@ -20,7 +20,7 @@ from aloe.core.rows import Row
 from aloe.train import tokens as tokens_module
 from aloe.train.batches import Limits, render_rows, token_counts
 from aloe.train.dpo import train_dpo
-from aloe.train.options import TokenOptions, TrainOptions
+from aloe.train.options import PreferenceOptions, TokenOptions, TrainOptions
 from aloe.train.sft import train_sft
 from aloe.train.tokens import FILES, INDEX, TokenStore, making, open_examples, write_tokens
 from toys import CHATML, assistant, byte_tokenizer, row, user
@@ -220,8 +220,8 @@ def test_training_from_a_store_is_training_from_its_rows(toy_folder: Path, tmp_p
         (tmp_path / name / ".work").mkdir(parents=True)
         curves.append(
             train_dpo(
-                toy_folder, source, OPTIONS, beta=0.1, nll=0.0, chunks=2, reference="start", out=tmp_path / name, work=tmp_path / name / ".work",
-                machine=MACHINE, seed=5, log=QUIET, label="dpo",
+                toy_folder, source, OPTIONS, PreferenceOptions(chunks=2), out=tmp_path / name, work=tmp_path / name / ".work",
+                store=tmp_path / name / "store", machine=MACHINE, seed=5, log=QUIET, label="dpo",
             )["curve"]
         )  # fmt: skip
     assert curves[0] == curves[1]
@@ -230,8 +230,8 @@ def test_training_from_a_store_is_training_from_its_rows(toy_folder: Path, tmp_p
 def test_dpo_refuses_to_supervise_the_last_turn_alone(toy_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="DPO compares last answers"):
         train_dpo(
-            toy_folder, toy_rows("toy-pairs", 4), OPTIONS.model_copy(update={"supervise": "last"}), beta=0.1, nll=0.0, chunks=1, reference="start",
-            out=tmp_path, work=tmp_path, machine=MACHINE, seed=5, log=QUIET, label="dpo",
+            toy_folder, toy_rows("toy-pairs", 4), OPTIONS.model_copy(update={"supervise": "last"}), PreferenceOptions(),
+            out=tmp_path, work=tmp_path, store=tmp_path, machine=MACHINE, seed=5, log=QUIET, label="dpo",
         )  # fmt: skip
 
 

@@ -48,11 +48,11 @@ def training_flops(shape: Shape, tokens: int, picks: int, pairs: int) -> float:
 
 
 def attention_pairs(segments: Sequence[Segment]) -> int:
-    """Pairs of a query and a key that it may see: n (n + 1) / 2 in a segment of n tokens, and n x p with its prefix of p."""
+    """Pairs of a query and a key that it may see: n (n + 1) / 2 in a segment of n tokens, and n x p with the p tokens that it sees besides."""
     total = 0
-    for start, end, prefix_start, prefix_end in segments:
-        n = end - start
-        total += n * (n + 1) // 2 + n * (prefix_end - prefix_start)
+    for segment in segments:
+        n = segment.end - segment.start
+        total += n * (n + 1) // 2 + n * (segment.num_keys - n)
     return total
 
 

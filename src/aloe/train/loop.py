@@ -14,7 +14,7 @@ from aloe.core.errors import ArtifactError, SourceError
 from aloe.core.log import Log
 from aloe.train import ranks
 from aloe.train.batches import Example, plan_steps
-from aloe.train.checkpoint import load_checkpoint, save_checkpoint
+from aloe.train.checkpoint import Saved, load_checkpoint, save_checkpoint
 from aloe.train.engine import Engine
 from aloe.train.lora import dropout_noise
 from aloe.train.objectives import Objective
@@ -28,7 +28,6 @@ class TrainReport(NamedTuple):
     """What a run of the loop did. `curve` has one entry an optimiser step: step, lr, loss, grad_norm and the objective's metrics."""
 
     steps: int
-    units: float
     tokens: int
     seconds: float
     curve: list[dict[str, float]]
@@ -36,22 +35,36 @@ class TrainReport(NamedTuple):
     """Of this rank."""
 
 
+class Place(NamedTuple):
+    """Where a pass stands in a longer training whose schedule and moments it goes on with: steps before it, and in all."""
+
+    before: int
+    steps: int
+    begin: Path | None
+    """State that the pass before left; None for the first."""
+    end: Path
+    """Where this pass leaves its own."""
+
+
 def train(
     engine: Engine, objective: Objective, examples: TokenStore, options: TrainOptions, *,
-    meaning: Mapping[str, Any], machine: Machine, seed: int, work: Path, log: Log, label: str,
+    meaning: Mapping[str, Any], machine: Machine, seed: int, work: Path, log: Log, label: str, place: Place | None = None,
 ) -> TrainReport:  # fmt: skip
     """Train the engine's model. Continues from the checkpoint in `work`: bit for bit on as many ranks of the same machine and threads.
 
     `meaning` is what else decides the result (the starting weights, the objective's settings): a checkpoint of another training is refused.
     """
     plan = plan_steps(examples, options, seed)
+    before, steps = (place.before, place.steps) if place else (0, len(plan))
     identity = {**meaning, "label": label, "seed": seed, **options.model_dump(mode="json"), "data": agreed_data(examples)}
     step, curve, seconds = 0, [], 0.0
     saved = load_checkpoint(work / "checkpoint")
     if saved:
         _check_identity(saved.progress["identity"], identity, saved.folder)
         step, curve, seconds = saved.progress["step"], saved.progress["curve"], saved.progress["seconds"]
-        engine.load(saved.read, step)
+        engine.load(saved.read, before + step)
+    elif place and place.begin:
+        engine.load(Saved(place.begin).read, before)
     watch = Watch(engine.model, options, machine)
     started = last_save = time.monotonic()
     total = options.epochs * int(examples.lengths.sum())
@@ -59,7 +72,7 @@ def train(
     while step < len(plan):
         chosen = [examples[i] for i in plan[step]]
         with watch.step(), dropout_noise(options.lora, seed, step):
-            curve.append(_step(engine, objective, chosen, options, machine, step, len(plan), watch))
+            curve.append(_step(engine, objective, chosen, machine, learning_rate(before + step, steps, options), step, watch))
         step += 1
         check_learning(curve, chosen, machine)
         read = sum(e.num_tokens for e in chosen)
@@ -74,8 +87,9 @@ def train(
             placement = {"engine": engine.name, "ranks": ranks.size()}
             save_checkpoint(work / "checkpoint", engine.state() if engine.owner else {}, {**progress, **placement})
             last_save = time.monotonic()
-    seconds += time.monotonic() - started
-    return TrainReport(len(plan), options.epochs * objective.count(examples), total, seconds, curve, watch.result())
+    if place:
+        save_checkpoint(place.end, engine.state() if engine.owner else {}, {"step": before + len(plan)})
+    return TrainReport(len(plan), total, seconds + time.monotonic() - started, curve, watch.result())
 
 
 def agreed_data(examples: TokenStore) -> str:
@@ -93,25 +107,26 @@ def _check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder:
         )
 
 
-def _step(
-    engine: Engine, objective: Objective, chosen: Sequence[Example], options: TrainOptions, machine: Machine, step: int, steps: int, watch: Watch
-) -> dict[str, float]:
+def _step(engine: Engine, objective: Objective, chosen: Sequence[Example], machine: Machine, lr: float, step: int, watch: Watch) -> dict[str, float]:
     """One optimiser step over a global batch; every sum is divided by the count of the whole global batch."""
-    count = objective.count(chosen)
-    sums: dict[str, float] = {"loss": 0.0}
-    for examples, counts in shares(chosen, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
+    counts = objective.counts(chosen)
+    means: dict[str, float] = {}
+    for examples, real in shares(chosen, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
         batch = objective.batch(examples)
-        if counts:
+        if real:
             watch.saw(batch)
-        loss = engine.forward(partial(objective.loss, batch=batch))
-        value = float(loss.total.detach())
+        terms = engine.forward(partial(objective.loss, batch=batch))
+        loss = terms.over(counts)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value}", step + 1, examples)
-        engine.backward(loss.total / count if counts else loss.total * 0)
-        for name, metric in {"loss": value, **loss.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + (metric if counts else 0.0)
-    lr = learning_rate(step, steps, options)
+        engine.backward(loss if real else loss * 0)
+        for name, mean in {"loss": value, **terms.means(counts)}.items():
+            means[name] = means.get(name, 0.0) + (mean if real else 0.0)
+    means = ranks.add_all(means)
+    if step == 0:
+        objective.check_start(means)
     norm = engine.step(lr)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient norm is {norm}", step + 1, chosen)
-    return {"lr": lr, "grad_norm": norm, **{name: value / count for name, value in ranks.add_all(sums).items()}}
+    return {"lr": lr, "grad_norm": norm, **means}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import util
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aloe.core.config import Config, Machine
 from aloe.core.errors import MachineError, RecipeError
@@ -82,6 +82,37 @@ def check_engine(options: TrainOptions, machine: Machine) -> None:
     if options.lora and machine.engine != "one":
         what = f"engine: {machine.engine} shards whole models and trains no adapters"
         raise RecipeError(what, where=f"train.lora, {machine.name}", do="use engine: one, or leave train.lora out")
+
+
+class PreferenceOptions(Config):
+    """What a preference stage minimises, and how its chunks follow each other."""
+
+    loss: Literal["sigmoid", "ipo", "simpo"] = "sigmoid"
+    """sigmoid: DPO. ipo: a bounded margin. simpo: mean log-probabilities without a reference. Equations in preference.py."""
+    beta: float = Field(default=0.1, gt=0)
+    gamma: float = Field(default=0.0, ge=0)
+    """simpo: the margin that is asked for."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs that are taken to be labelled the wrong way round."""
+    nll: float = Field(default=0.0, ge=0)
+    """Weight of the chosen answers' negative log-likelihood a token (Pang et al. 2024, eq. 2): the preference term alone may lower
+    both answers' probability as long as the worse one falls faster."""
+    chunks: int = Field(default=1, ge=1)
+    """The model of a chunk starts the next."""
+    reference: Literal["start", "previous_chunk"] = "start"
+    """Whose log-probabilities a chunk is measured against; the published recipe does not say which."""
+    optimizer_between_chunks: Literal["restart", "continue"] = "restart"
+    """Each chunk with fresh moments and its own schedule, or one schedule and one set of moments over all chunks."""
+
+    @model_validator(mode="after")
+    def _fields_fit_the_loss(self) -> PreferenceOptions:
+        if self.gamma and self.loss != "simpo":
+            raise ValueError(f"loss {self.loss} has no gamma: only simpo has")
+        if self.label_smoothing and self.loss == "ipo":
+            raise ValueError("loss ipo has no label_smoothing")
+        if self.loss == "simpo" and self.reference != "start":
+            raise ValueError("loss simpo has no reference")
+        return self
 
 
 def learning_rate(step: int, steps: int, options: TrainOptions) -> float:

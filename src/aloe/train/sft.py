@@ -12,6 +12,7 @@ from aloe.core.config import Machine
 from aloe.core.log import Log
 from aloe.core.rows import Row
 from aloe.models.folder import copy_tokenizer, load_chat
+from aloe.models.lean import lean
 from aloe.models.load import load_model, load_tokenizer, model_limits
 from aloe.train.batches import Limits
 from aloe.train.engine import Engine, agreed_weights, open_engine
@@ -25,7 +26,7 @@ from aloe.train.watch import bad_batch_kept, gemm_metrics
 
 def open_for_training(folder: Path) -> tuple[Any, Any]:
     """The model in fp32 and its renderer."""
-    return load_model(folder, torch.float32), load_chat(folder, load_tokenizer(folder))
+    return lean(load_model(folder, torch.float32)), load_chat(folder, load_tokenizer(folder))
 
 
 def open_start(start: Path, options: TrainOptions, *, seed: int, work: Path, kept: Path | None = None) -> tuple[Any, Any]:
