@@ -25,10 +25,10 @@ def main(repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model = t.make_model(work)
-        examples = t.examples_of(list(itertools.islice(t.medqa(pairs=True), STEPS * PAIRS + 8)), model)[: STEPS * PAIRS]
+        kept, examples = (found[: STEPS * PAIRS] for found in t.fitting(list(itertools.islice(t.medqa(pairs=True), STEPS * PAIRS + 8)), model))
         rows = [{"prompt": e.prompt, "chosen": e.answers[0], "rejected": e.answers[1]} for e in examples]
         (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (work / "examples.jsonl").write_text("".join(json.dumps(e._asdict()) + "\n" for e in examples))
+        (work / "ours.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in kept))
         trl = {
             "kind": "dpo", "model": str(model), "rows": str(work / "rows.jsonl"), "threads": THREADS, "lr": t.LR, "clip_norm": t.CLIP,
             "max_length": t.MAX_LENGTH, "beta": BETA, "loss": ["sigmoid"], "steps": STEPS, "precompute": True, "checkpointing": False,
@@ -36,7 +36,6 @@ def main(repeats: int) -> None:
         settings = [{"batch": b, "accumulation": PAIRS // b, "checkpointing": c, "precompute": True} for b in (1, 4) for c in (False, True)]
         settings.append({"batch": 4, "accumulation": PAIRS // 4, "checkpointing": False, "precompute": False})
         amounts = [float(PAIRS)] * STEPS
-        gemm = t.gemm_rate(THREADS)
         swept = []
         for setting in settings:
             answer = t.run("trl", {**trl, **setting}, work)
@@ -46,14 +45,13 @@ def main(repeats: int) -> None:
         chosen = {key: best[key] for key in ("batch", "accumulation", "checkpointing", "precompute")}
         steps = [list(range(i, i + PAIRS)) for i in range(0, STEPS * PAIRS, PAIRS)]
         ours_job = {
-            "kind": "dpo", "model": str(model), "examples": str(work / "examples.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS,
+            "kind": "dpo", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS,
             "beta": BETA,
         }  # fmt: skip
         found = t.compare(ours_job, {**trl, **chosen}, amounts, repeats, work, lambda text: sft.say("dpo", text))
-        # A reference pass is a third of a training pass.
-        more = sft.derived(found, swept, model, sum(amounts) * 3 / 4, gemm)
+        more = sft.memory(found, swept, model)
     case = {"name": "long-prompt", "peer_setting": chosen, "sweep": swept, "ours_setting": OURS, **found, **more}
-    t.finish("dpo", {"name": "dpo", **t.facts(THREADS), "gemm_gflops": gemm, "cases": [case]})
+    t.finish("dpo", {"name": "dpo", **t.facts(THREADS), "cases": [case]})
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ def main(pairs: int) -> None:
         work = Path(folder)
         model = t.make_model(work)
         mixed = itertools.chain.from_iterable(zip(t.medqa(pairs=False), t.mts_dialog(), strict=False))
-        examples = t.examples_of(list(itertools.islice(mixed, 60)), model)
-        gemm = t.gemm_rate(THREADS)
-        cases = [case(name, examples, model, work, pairs, gemm) for name in ("packed", "padded")]
-    t.finish("sft", {"name": "sft", **t.facts(THREADS), "gemm_gflops": gemm, "cases": cases})
+        kept, examples = t.fitting(list(itertools.islice(mixed, 60)), model)
+        (work / "ours.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in kept))
+        cases = [case(name, examples, model, work, pairs) for name in ("packed", "padded")]
+    t.finish("sft", {"name": "sft", **t.facts(THREADS), "cases": cases})
 
 
-def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int, gemm: float) -> t.Job:
+def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int) -> t.Job:
     """One way in which TRL makes batches, against ours in the same steps."""
     packing = name == "packed"
     trl = {
@@ -44,7 +44,6 @@ def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int
     }  # fmt: skip
     rows = [{"ids": e.prompt + e.answers[0], "labels": [-100] * len(e.prompt) + e.answers[0]} for e in examples]
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (work / "examples.jsonl").write_text("".join(json.dumps(e._asdict()) + "\n" for e in examples))
     steps = packed_steps(t.run("trl", {**trl, "packs_only": True}, work)["packs"], rows) if packing else [
         list(range(i, i + ROWS)) for i in range(0, STEPS * ROWS, ROWS)
     ]  # fmt: skip
@@ -57,10 +56,10 @@ def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int
         swept.append({**setting, "tokens_per_second": t.rate(answer, tokens), "VmHWM": answer["VmHWM"], "RssAnon": answer["RssAnon"]})
         say(name, f"TRL {setting}: {swept[-1]['tokens_per_second']:.1f} tokens/s, VmHWM {answer['VmHWM'] / 1e9:.2f} GB")
     best = max(swept, key=lambda s: s["tokens_per_second"])
-    ours_job = {"kind": "sft", "model": str(model), "examples": str(work / "examples.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
+    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
     chosen = {key: best[key] for key in ("batch", "accumulation", "checkpointing")}
     found = t.compare(ours_job, {**trl, **chosen}, tokens, pairs, work, lambda text: say(name, text))
-    return {"name": name, "peer_setting": chosen, "sweep": swept, "ours_setting": OURS, **found, **derived(found, swept, model, sum(tokens), gemm)}
+    return {"name": name, "peer_setting": chosen, "sweep": swept, "ours_setting": OURS, **found, **memory(found, swept, model)}
 
 
 def packed_steps(packs: Sequence[t.Job], rows: Sequence[t.Job]) -> list[list[int]]:
@@ -73,16 +72,14 @@ def packed_steps(packs: Sequence[t.Job], rows: Sequence[t.Job]) -> list[list[int
     return [list(itertools.chain.from_iterable(found[i : i + PACKS])) for i in range(0, STEPS * PACKS, PACKS)]
 
 
-def derived(found: t.Job, swept: Sequence[t.Job], model: Path, tokens: float, gemm: float) -> t.Job:
-    """Memory above the states against the leanest setting and against the one compared, and the share of the machine's GEMM rate."""
+def memory(found: t.Job, swept: Sequence[t.Job], model: Path) -> t.Job:
+    """Memory above the states against the peer's leanest setting, whatever its speed, and its fastest."""
     states = t.states_bytes(model)
     above = found["ours"]["VmHWM"] - states
     leanest = min(s["VmHWM"] for s in swept)
-    # 106 M parameters of the body for every token that is run, 28 M of the head for every supervised one; attention is not counted.
-    flops = (found["ours"]["run_tokens"] * 106.2e6 + found["ours"]["supervised"] * 28.3e6) * 6 / tokens
     return {
-        "states_bytes": states, "memory_ratio": above / (leanest - states), "memory_ratio_to_fastest": above / (found["trl"]["VmHWM"] - states),
-        "gemm_share": flops * found["ours"]["per_second"] / 1e9 / gemm,
+        "states_bytes": states, "above_states_bytes": above, "memory_ratio": above / (leanest - states),
+        "memory_ratio_to_fastest": above / (found["trl"]["VmHWM"] - states),
     }  # fmt: skip
 
 

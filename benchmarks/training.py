@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -45,7 +46,8 @@ def medqa(pairs: bool) -> Iterator[Any]:
         user = "\n\n".join([record["question"], "\n".join(options), prompts.CHOICE_INSTRUCTION])
         yield Row(
             id=f"medqa/{record['id']}", messages=(Message(role="user", content=user), Message(role="assistant", content=options[gold])),
-            rejected=Message(role="assistant", content=options[wrong]) if pairs else None, source="medqa", licence="MIT", category="Question Answering",
+            rejected=Message(role="assistant", content=options[wrong]) if pairs else None,
+            source="medqa", licence="MIT", category="Question Answering",
         )  # fmt: skip
 
 
@@ -64,15 +66,17 @@ def mts_dialog() -> Iterator[Any]:
             )  # fmt: skip
 
 
-def examples_of(rows: Sequence[Any], model: Path) -> list[Any]:
-    """Rendered by the product, dropped where longer than MAX_LENGTH."""
+def fitting(rows: Sequence[Any], model: Path) -> tuple[list[Any], list[Any]]:
+    """The rows that fit into MAX_LENGTH, and the same as the product renders them."""
     from aloe.models.folder import load_chat
     from aloe.models.load import load_tokenizer
     from aloe.train.batches import render_rows
     from aloe.train.options import TrainOptions
 
     options = TrainOptions(lr=LR, max_length=MAX_LENGTH)
-    return list(render_rows(rows, load_chat(model, load_tokenizer(model)), options, 8192, 49152)[0])
+    examples, _ = render_rows(rows, load_chat(model, load_tokenizer(model)), options, 8192, 49152)
+    known = {row.id: row for row in rows}
+    return [known[e.row_id] for e in examples], examples
 
 
 def make_model(folder: Path) -> Path:
@@ -93,33 +97,48 @@ def ours(job: Job) -> Job:
 
     from aloe.core.config import Machine
     from aloe.core.log import Log
-    from aloe.train import loop
-    from aloe.train.batches import Example, micro_batches
+    from aloe.core.rows import Row
+    from aloe.models.load import model_limits
+    from aloe.train import loop, reference
+    from aloe.train.batches import Limits
+    from aloe.train.engine import open_engine
     from aloe.train.objectives import Dpo, Sft, pack
     from aloe.train.options import PreferenceOptions, TrainOptions
-    from aloe.train.reference import reference_logps
     from aloe.train.sft import open_for_training
+    from aloe.train.shares import shares
+    from aloe.train.tokens import open_examples
 
     torch.set_num_threads(job["threads"])
-    model, _ = open_for_training(Path(job["model"]))
-    examples = [Example(**json.loads(line)) for line in Path(job["examples"]).read_text().splitlines()]
+    dpo = job["kind"] == "dpo"
+    model, chat = open_for_training(Path(job["model"]))
     machine = Machine(threads=job["threads"], checkpoint_every_steps=10**6, **job["machine"])
-    options = TrainOptions(lr=LR, schedule="constant", clip_norm=CLIP, dtype="fp32")
-    packs = [pack for step in job["steps"] for pack in micro_batches([examples[i] for i in step], machine.micro_batch_tokens)]
-    started = time.perf_counter()
-    logps = reference_logps(model, packs, "fp32") if job["kind"] == "dpo" else {}
-    reference_seconds = time.perf_counter() - started
-    objective = Dpo(PreferenceOptions(beta=job["beta"]), logps, starts_at_reference=True) if job["kind"] == "dpo" else Sft()
-    loop.plan_steps = lambda *_: job["steps"]  # the peer's order
-    clock = [time.perf_counter()]
+    options = TrainOptions(lr=LR, schedule="constant", clip_norm=CLIP, dtype="fp32", max_length=MAX_LENGTH)
+    engine = open_engine(model, options, machine)
+    loop.plan_steps = reference.plan_steps = lambda *_: job["steps"]  # the peer's order
+    clock: list[float] = []
     log = Log(listener=lambda *_: clock.append(time.perf_counter()))
     with tempfile.TemporaryDirectory() as work:
-        report = loop.train(model, objective, examples, options, machine=machine, seed=0, work=Path(work), log=log, label="bench")
-    seconds = [after - before for before, after in zip(clock, clock[1:], strict=False)]
+        rows = [Row.model_validate_json(line) for line in Path(job["rows"]).read_text().splitlines()]
+        examples = open_examples(rows, chat, options, Limits(*model_limits(Path(job["model"]))), Path(work), pairs=dpo)
+        started = time.perf_counter()
+        logps = reference.reference_logps(engine, [(examples, 0)], options, machine) if dpo else {}
+        reference_seconds = time.perf_counter() - started
+        objective = Dpo(PreferenceOptions(beta=job["beta"]), logps, starts_at_reference=True) if dpo else Sft()
+        step = loop._step
+
+        def timed(*given: Any) -> Any:  # from the first forward pass: the probe of the GEMM rate comes before
+            if not clock:
+                clock.append(time.perf_counter())
+            return step(*given)
+
+        loop._step = timed
+        report = loop.train(engine, objective, examples, options, meaning={}, machine=machine, seed=0, work=Path(work), log=log, label="bench")
+        packs = [pack(part) for batch in job["steps"] for part, _ in shares([examples[i] for i in batch], machine.micro_batch_tokens, 0, 1)]
+    seconds = [after - before for before, after in itertools.pairwise(clock)]
     return {
         "steps": [{"seconds": s, "loss": point["loss"]} for s, point in zip(seconds, report.curve, strict=True)],
-        "reference_seconds": reference_seconds, "run_tokens": sum(len(pack(examples).ids_T) for examples in packs),
-        "supervised": sum(len(pack(examples).picks_N) for examples in packs),
+        "reference_seconds": reference_seconds, "run_tokens": sum(len(p.ids_T) for p in packs), "supervised": sum(len(p.picks_N) for p in packs),
+        "gemm_share": report.watched.flops / report.watched.seconds / report.watched.gemm_rate, "gemm_gflops": report.watched.gemm_rate / 1e9,
     }  # fmt: skip
 
 
@@ -177,7 +196,8 @@ def compare(ours_job: Job, trl_job: Job, amounts: Sequence[float], pairs: int, w
             "per_second": statistics.median(rate(r[side], amounts) for r in runs),
             "VmHWM": max(r[side]["VmHWM"] for r in runs), "RssAnon": max(r[side]["RssAnon"] for r in runs),
         }  # fmt: skip
-    found["ours"] |= {key: runs[0]["ours"][key] for key in ("run_tokens", "supervised")}
+    found["gemm_share"] = statistics.median(r["ours"]["gemm_share"] for r in runs)
+    found["gemm_gflops"] = statistics.median(r["ours"]["gemm_gflops"] for r in runs)
     return found
 
 
@@ -189,22 +209,6 @@ def states_bytes(model: Path) -> int:
     from aloe.models.base import count_parameters
 
     return 16 * count_parameters(f"hf:{model}")
-
-
-def gemm_rate(threads: int) -> float:
-    """GFLOP/s of this machine on the matrices of one SmolLM2 layer at 1,024 tokens, forward and both backward products; best of 8."""
-    import torch
-
-    torch.set_num_threads(threads)
-    shapes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
-    cases = [(torch.randn(1024, k), torch.randn(n, k), torch.randn(1024, n)) for k, n in shapes]
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        for x, weight, grad in cases:
-            x @ weight.T, grad @ weight, grad.T @ x  # noqa: B018 (timed)
-        best = min(best, time.perf_counter() - started)
-    return sum(6 * 1024 * k * n for k, n in shapes) / best / 1e9
 
 
 def facts(threads: int) -> Job:

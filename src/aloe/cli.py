@@ -64,12 +64,13 @@ def plan(
     from aloe import runner
     from aloe.artifact import HashMemo
     from aloe.budget import budget
+    from aloe.explain import explain
     from aloe.recipe import load_machine, load_recipe
 
     loaded, machine = load_recipe(recipe, overrides or []), load_machine(on)
     nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until, strict=False)
     costs = {name: cost for name, (_, cost) in runner.expectations(nodes, machine).items()}
-    why = {n.name: "; ".join(line.strip() for line in runner.explain(n, runs)[:3]) for n in nodes if not n.done and not n.missing}
+    why = {n.name: "; ".join(line.strip() for line in explain(n, runs)[:3]) for n in nodes if not n.done and not n.missing}
     for line in budget(nodes, costs, why, machine):
         print(line)
 
@@ -119,11 +120,11 @@ def _one_of(word: str | None, known: Any, option: str) -> Any:
 @app.command()
 def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""
-    from aloe import runner
+    from aloe.explain import explain_history
 
     nodes = {node.name: node for node in _last_nodes(runs, recipe, overrides or [])}
     node = nodes[_known(stage, nodes)]
-    for line in runner.explain_history(node, runs):
+    for line in explain_history(node, runs):
         print(line)
 
 

@@ -43,7 +43,8 @@ def measured(
     options = TrainOptions(lr=1e-4, dtype=dtype)  # type: ignore[arg-type]
     engine = OneProcess(build(shape), options, Machine(threads=1, gradient_checkpointing=checkpointing))
     example = [
-        Example(str(n), [5 + n] * (length - supervised), ([7] * supervised,), ([1.0] * supervised,), [0.0] * (length - supervised)) for n in range(rows)
+        Example(str(n), [5 + n] * (length - supervised), ([7] * supervised,), ([1.0] * supervised,), [0.0] * (length - supervised))
+        for n in range(rows)
     ]
     objective = Sft()
 
