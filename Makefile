@@ -19,8 +19,16 @@ lint: .venv/ready
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/ready
-	@echo "no benchmark is written yet: benchmarks/ holds the claims to come" && exit 2
+# One claim (make bench BENCH=tokenise) or all of them; each peer has a venv of its own.
+BENCH ?= tokenise
+bench: .venv/ready .bench/trl/ready
+	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
+
+.bench/%/ready: requirements/bench-%.txt
+	$(PYTHON) -m venv --clear .bench/$*
+	.bench/$*/bin/pip install --quiet --no-deps -r requirements/torch-cpu.txt || .bench/$*/bin/pip install --quiet torch==2.13.0
+	.bench/$*/bin/pip install --quiet --no-deps -r $<
+	touch $@
 
 # --no-deps: the lists are complete. torch is the CPU build where pip finds one, otherwise the public build, whose Linux
 # wheel needs the CUDA libraries of cuda.txt.
