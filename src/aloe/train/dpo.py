@@ -108,7 +108,7 @@ def reference_logps(engine: Engine, parts: Sequence[list[list[Example]]], machin
     found_R2 = torch.zeros(len(order), 2, dtype=torch.float64)
     for batch in (batch for steps in parts for batch in steps):
         for examples, counts in shares(batch, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
-            packed = pack(examples)
+            packed = ranks.put(pack(examples))
             logps_B2 = engine.forward(partial(answer_logps, batch=packed), train=False)
             if counts:
                 found_R2[[place[row] for row in packed.row_ids]] = logps_B2.double().cpu()

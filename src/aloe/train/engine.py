@@ -6,7 +6,6 @@ and divides by nothing. Master weights, summed gradients and moments are fp32; t
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -67,7 +66,10 @@ class Engine(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[Any]:
-        """The model with its fp32 master weights, to be saved: on rank 0, None on the others. The engine goes on afterwards."""
+        """The model with its fp32 master weights, to be saved: on rank 0, None on the others. The engine goes on afterwards.
+
+        Frozen weights may be in the compute dtype.
+        """
         ...
 
 
@@ -89,7 +91,7 @@ def agreed_weights(model: Any) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+        digest.update(parameter.detach().reshape(-1).view(torch.uint8).numpy().data)
     return ranks.agree("the starting weights", digest.hexdigest(), ModelError, "let all ranks read the same model folder")
 
 
@@ -107,12 +109,6 @@ def moments(optimizer: torch.optim.AdamW, parameter: torch.Tensor) -> dict[str, 
         state["step"] = torch.zeros((), device=parameter.device)
         state |= {key: torch.zeros_like(parameter) for key in MOMENTS}
     return state
-
-
-def replaced(model: Any, change: Callable[[torch.nn.Parameter], torch.Tensor]) -> Any:
-    """A copy of `model` whose parameters are `change(parameter)`; tied ones stay tied, and the originals are not copied."""
-    memo = {id(p): torch.nn.Parameter(change(p), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo)
 
 
 def prepare(model: Any, machine: Machine) -> Any:
@@ -219,8 +215,8 @@ class OneProcess(TorchEngine):
     @contextmanager
     def whole(self) -> Iterator[Any]:
         """See Engine."""
-        cast(self.model, torch.float32)
-        self._refresh()
+        for master, compute in zip(self.masters, self._compute, strict=True):
+            compute.data = master.detach()
         yield self.model.eval()
         cast(self.model, self._dtype)
 
@@ -231,6 +227,7 @@ class OneProcess(TorchEngine):
 
 
 def cast(model: Any, dtype: torch.dtype) -> None:
-    """Parameters in `dtype`. Not buffers: bf16 rounds rotary frequencies by up to 0.4 %, which moves far positions."""
+    """Weights in `dtype`. Not buffers: bf16 rounds rotary frequencies by up to 0.4 %, which moves far positions."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.is_floating_point():  # quantised ones are not
+            parameter.data = parameter.data.to(dtype)

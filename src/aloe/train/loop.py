@@ -101,17 +101,21 @@ def _step(
     count = objective.count(chosen)
     sums: dict[str, float] = {"loss": 0.0}
     for examples, counts in shares(chosen, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
-        loss = engine.forward(partial(objective.loss, batch=objective.batch(examples)))
-        value = float(loss.total.detach())
-        if not math.isfinite(value):
-            raise Diverged(
-                f"the loss is {value} at step {step + 1}",
-                where=f"rows {', '.join(e.row_id for e in examples[:5])}",
-                do="lower the learning rate, or look at these rows with `aloe show`",
-            )
+        loss = engine.forward(partial(objective.loss, batch=ranks.put(objective.batch(examples))))
+        value = _finite(float(loss.total.detach()), "loss", step, examples)
         engine.backward(loss.total / count if counts else loss.total * 0)
         for name, metric in {"loss": value, **loss.metrics}.items():
             sums[name] = sums.get(name, 0.0) + (metric if counts else 0.0)
     lr = learning_rate(step, steps, options)
-    norm = engine.step(lr)
+    norm = _finite(engine.step(lr), "gradient norm", step, chosen)
     return {"lr": lr, "grad_norm": norm, **{name: value / count for name, value in ranks.add_all(sums).items()}}
+
+
+def _finite(value: float, name: str, step: int, examples: Sequence[Example]) -> float:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"the {name} is {value} at step {step + 1}",
+            where=f"rows {', '.join(e.row_id for e in examples[:5])}",
+            do="lower the learning rate, or look at these rows with `aloe show`",
+        )
+    return value
