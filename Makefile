@@ -11,9 +11,9 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/pytest
 
-test-all: .venv/ready
+test-all: .venv/ready .bench/trl/ready .bench/deepspeed/ready
 	ALOE_DATA=$${ALOE_DATA:-$(abspath ../shared/data)} .venv/bin/pytest -m "slow or not slow"
-	$(MAKE) .bench/deepspeed/ready && .bench/deepspeed/bin/python -m pytest -m "slow or not slow" -k zero3 tests/train tests/spine/test_launch.py
+	.bench/deepspeed/bin/python -m pytest -m "slow or not slow" -k zero3 tests/train tests/spine/test_launch.py
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -21,7 +21,7 @@ lint: .venv/ready
 	.venv/bin/lint-imports
 
 # One claim (make bench BENCH=tokenise) or all of them; each peer has a venv of its own.
-BENCH ?= tokenise
+BENCH ?= sft dpo tokenise
 bench: .venv/ready .bench/trl/ready
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
