@@ -100,7 +100,7 @@ def test_equal_passages_in_any_order_give_equal_bytes_and_equal_hits(built: Path
 
 def test_index_json_says_encoder_and_counts(built: Path) -> None:
     said = json.loads((built / "index.json").read_text())
-    assert said == {"version": 1, "embedder": "hashing", "encoder": "hashing-1", "dim": 4096, "num_passages": 60, "num_words": 360}
+    assert said == {"version": 2, "embedder": "hashing", "encoder": "hashing-1", "dim": 4096, "probe": [], "num_passages": 60, "num_words": 360}
 
 
 def test_a_moved_index_works_and_searching_writes_nothing(built: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_another_version_of_the_encoder_is_refused(tmp_path: Path) -> None:
     build(passages("toy"), tmp_path, embedder="hashing")
     file = tmp_path / "index.json"
     file.write_text(file.read_text().replace("hashing-1", "hashing-0"))
-    with pytest.raises(ArtifactError, match="made with hashing-0, but hashing-1"):
+    with pytest.raises(ArtifactError, match="made with hashing-0 .4096 numbers., but hashing-1"):
         open_index(tmp_path, "hybrid")
 
 
