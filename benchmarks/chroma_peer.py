@@ -1,0 +1,58 @@
+"""The peer of retrieve.py, run in Chroma's own venv: `chroma_peer.py CASE STORE` prints one JSON object.
+
+CASE holds passages.jsonl, vectors.npy and queries.npy. Chroma stores ids, texts, sources and vectors on disk and searches with HNSW.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import chromadb
+import numpy as np
+
+BATCH = 5000  # its sqlite takes 5,461 at once
+EF_SEARCH = (100, 200, 400)  # nodes visited by a query; 100 is its default
+K = 10
+
+
+def main(case: Path, store: Path) -> None:
+    vectors, queries = np.load(case / "vectors.npy", mmap_mode="r"), np.load(case / "queries.npy")
+    settings = chromadb.Settings(anonymized_telemetry=False)
+    begin = time.perf_counter()
+    collection = chromadb.PersistentClient(str(store), settings).create_collection("passages", configuration={"hnsw": {"space": "cosine"}})
+    with (case / "passages.jsonl").open() as lines:
+        for number in itertools.count():
+            part = [json.loads(line) for line in itertools.islice(lines, BATCH)]
+            if not part:
+                break
+            at = number * BATCH
+            collection.add(
+                ids=[p["id"] for p in part],
+                documents=[p["text"] for p in part],
+                metadatas=[{"source": p["source"]} for p in part],
+                embeddings=vectors[at : at + len(part)],
+            )
+    said = {"version": chromadb.__version__, "ingest_s": time.perf_counter() - begin, "search": {}}
+    for ef in EF_SEARCH:
+        if ef != EF_SEARCH[0]:
+            collection.modify(configuration={"hnsw": {"ef_search": ef}})
+        collection.query(query_embeddings=queries[:20], n_results=K)  # warm
+        seconds, found = [], []
+        for query in queries:
+            start = time.perf_counter()
+            hits = collection.query(query_embeddings=query[None], n_results=K, include=["documents", "metadatas", "distances"])
+            seconds.append(time.perf_counter() - start)
+            found.append(hits["ids"][0])
+        said["search"][str(ef)] = {"seconds": seconds, "found": found}
+    said["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    said["disk_bytes"] = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
