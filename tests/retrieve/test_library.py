@@ -147,7 +147,7 @@ def test_a_changed_encoder_is_refused_and_the_library_stays(tmp_path: Path, docs
     before = _contents(root)
     encoder.name = "hashing-2"
     (docs / "gout.txt").write_text("Changed.")
-    with pytest.raises(ArtifactError, match="made with hashing-1 .4096 numbers., but hashing-2"):
+    with pytest.raises(ArtifactError, match=r"made with hashing-1 .4096 numbers., but hashing-2"):
         add(root, [docs])
     assert _contents(root) == before
     with pytest.raises(ArtifactError, match="made with hashing-1"):

@@ -106,6 +106,17 @@ def model_folder(spec: str) -> Path:
         raise ModelError(what, where=spec, do="check the name and the network, or give a folder") from error
 
 
+def load(kind: str, folder: Path) -> Any:
+    """A model of that class of sentence-transformers: safetensors only, no code of its own, no network. ModelError where it cannot be loaded."""
+    make = getattr(library("sentence_transformers"), kind)
+    damaged = library("safetensors").SafetensorError
+    try:
+        return make(str(folder), local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    except (damaged, OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        what = f"the folder holds no {kind} that can be loaded: {str(error).splitlines()[0]}"
+        raise ModelError(what, where=str(folder), do="get it anew, with safetensors weights") from error
+
+
 def folder_hash(folder: Path) -> str:
     """sha256 over names and bytes of everything that decides a model's vectors, 12 digits."""
     digest = hashlib.sha256()
@@ -141,19 +152,13 @@ class Hashing:
 
 
 class SentenceTransformer:
-    """A model of sentence-transformers from a folder (safetensors only, no code of its own), with the prompts it was trained with.
+    """A model of sentence-transformers from a folder, with the prompts it was trained with.
 
     Equal texts give equal vectors up to 1e-6 however they are batched.
     """
 
     def __init__(self, folder: Path, label: str) -> None:
-        transformers = library("sentence_transformers")
-        options = {"use_safetensors": True}
-        try:
-            self._model = transformers.SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False, model_kwargs=options)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
-            what = f"the folder holds no model that sentence-transformers can load: {str(error).splitlines()[0]}"
-            raise ModelError(what, where=str(folder), do="get it anew, with safetensors weights") from error
+        self._model = load("SentenceTransformer", folder)
         self.name = f"{label} {folder_hash(folder)}"
         self.dim = int(self._model.get_embedding_dimension())
         self.max_tokens = int(self._model.max_seq_length or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aloe.core.errors import ModelError
-from aloe.retrieve.embed import library, model_folder
+from aloe.retrieve.embed import load, model_folder
 
 
 class CrossEncoder:
@@ -13,13 +13,7 @@ class CrossEncoder:
 
     def __init__(self, spec: str) -> None:
         folder = model_folder(spec)
-        transformers = library("sentence_transformers")
-        options = {"use_safetensors": True}
-        try:
-            self._model = transformers.CrossEncoder(str(folder), local_files_only=True, trust_remote_code=False, model_kwargs=options)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
-            what = f"the folder holds no cross-encoder that sentence-transformers can load: {str(error).splitlines()[0]}"
-            raise ModelError(what, where=str(folder), do="get it anew, with safetensors weights") from error
+        self._model = load("CrossEncoder", folder)
         if self._model.num_labels != 1:
             what = f"a reranker gives one score, this model gives {self._model.num_labels}"
             raise ModelError(what, where=str(folder), do="take a model that was trained to rank")
