@@ -3,8 +3,8 @@
 `python benchmarks/retrieve.py [--cases scifact 5k 50k 500k] [--cache FOLDER]` writes results/retrieve.json. Needs ALOE_DATA.
 SciFact's abstracts and claims are encoded once into the cache. 5k are 5,000 of the abstracts with their own vectors; the passages of
 50k and 500k are synthetic: half of one abstract and half of another, with the mean of their two vectors and some noise. Both sides
-store the same texts and vectors on disk, each in a process of its own, and search the same claims one at a time for 10 passages with
-text. Encoding is in neither side's time. Our search is exact; recall@10 is measured on both sides against numpy.
+store the same texts and vectors on disk, each in a process of its own, and search the same claims for 10 passages with text, one at a time
+and all together. Encoding is in neither side's time. Our search is exact; recall@10 is measured on both sides against numpy.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ def ours(case: Path, store: Path) -> Dict:
             (hits,) = index.search([claim], K)
             seconds.append(time.perf_counter() - start)
             found.append([hit.passage.id for hit in hits])
-        said["search"][mode] = {"seconds": seconds, "found": found}
+        start = time.perf_counter()
+        index.search(claims, K)
+        said["search"][mode] = {"seconds": seconds, "found": found, "together_s": time.perf_counter() - start}
     said["peak_bytes"] = peak_bytes()
     said["disk_bytes"] = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     return said
@@ -216,7 +218,8 @@ def speed(name: str, data: Path, cache: Path, work: Path, pairs: int) -> Dict:
         for way in runs[0]["search"]:
             times = [1000 * second for one in runs for second in one["search"][way]["seconds"]]
             told = {"p50_ms": round(float(np.percentile(times, 50)), 3), "p99_ms": round(float(np.percentile(times, 99)), 3)}
-            if way not in ("text", "hybrid"):
+            told["together_per_s"] = round(statistics.median(len(exact) / one["search"][way]["together_s"] for one in runs))
+            if way == "vector":
                 told["recall_at_10"] = round(recall(runs[-1]["search"][way]["found"], exact), 4)
             yield way, told
 
@@ -224,21 +227,20 @@ def speed(name: str, data: Path, cache: Path, work: Path, pairs: int) -> Dict:
         return statistics.median(one[key] for one in runs)
 
     us, them = dict(searches(mine)), dict(searches(theirs))
-    # Chroma's fastest setting that finds as many of the true neighbours as its best setting, up to one in a hundred.
-    enough = max(told["recall_at_10"] for told in them.values()) - 0.01
-    best = min((told for told in them.values() if told["recall_at_10"] >= enough), key=lambda told: told["p50_ms"])
+    vector, peer = us["vector"], them["vector"]
     case = {
         "name": name,
         "num_passages": num,
         "vectors": "real" if num <= 5183 else "synthetic",
         "pairs": pairs,
-        "equal": us["vector"]["recall_at_10"] >= 0.999 and best["recall_at_10"] <= us["vector"]["recall_at_10"],
-        "recall_at_10": {"ours": us["vector"]["recall_at_10"], "peer": best["recall_at_10"]},
+        "equal": vector["recall_at_10"] >= max(0.999, peer["recall_at_10"]),
+        "recall_at_10": {"ours": vector["recall_at_10"], "peer": peer["recall_at_10"]},
         "ours": {**us, "ingest_per_s": round(num / median(mine, "ingest_s")), "open_s": round(median(mine, "open_hybrid_s"), 3)},
-        "peer": {**{f"ef {ef}": told for ef, told in them.items()}, "ingest_per_s": round(num / median(theirs, "ingest_s"))},
+        "peer": {**them, "ingest_per_s": round(num / median(theirs, "ingest_s"))},
         "speed_ratio": round(median(theirs, "ingest_s") / median(mine, "ingest_s"), 2),
-        "query_ratio_p50": round(best["p50_ms"] / us["vector"]["p50_ms"], 2),
-        "query_ratio_p99": round(best["p99_ms"] / us["vector"]["p99_ms"], 2),
+        "query_ratio_p50": round(peer["p50_ms"] / vector["p50_ms"], 2),
+        "query_ratio_p99": round(peer["p99_ms"] / vector["p99_ms"], 2),
+        "together_ratio": round(vector["together_per_s"] / peer["together_per_s"], 2),
         "memory_ratio": round(median(mine, "peak_bytes") / median(theirs, "peak_bytes"), 3),
         "disk_ratio": round(median(mine, "disk_bytes") / median(theirs, "disk_bytes"), 3),
         "peer_version": theirs[0]["version"],

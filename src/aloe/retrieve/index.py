@@ -200,7 +200,7 @@ class _Reused:
         check_encoder(read_info(old), encoder, old)
         table = library("lancedb").connect(old / "lance").open_table(TABLE)
         self._vectors = _load_vectors(table, encoder.dim)
-        for batch in table.search().select(["row", "content"]).to_arrow().to_batches():
+        for batch in table.search().select(["row", "content"]).to_batches():
             self._rows.update(zip(map(_digest, batch["content"].to_pylist()), batch["row"].to_pylist(), strict=True))
 
     def encode(self, contents: Sequence[str]) -> Vectors:
@@ -342,8 +342,7 @@ def _best(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> Ranki
 
 
 def _load_vectors(table: Any, dim: int) -> Vectors:
-    found = table.search().select(["row", "vector"]).to_arrow()
-    vectors = np.empty((found.num_rows, dim), np.float32)
-    for batch in found.to_batches():  # batch by batch: combining the chunks would hold the vectors twice
+    vectors = np.empty((table.count_rows(), dim), np.float32)
+    for batch in table.search().select(["row", "vector"]).to_batches():  # batch by batch: a table would hold the vectors twice
         vectors[batch["row"].to_numpy()] = batch["vector"].flatten().to_numpy().reshape(-1, dim)
     return vectors
