@@ -48,14 +48,15 @@ class Checked(NamedTuple):
 def check(claimed: Sequence[Citation], passages: Sequence[Passage]) -> Checked:
     """Citations as a model wrote them: a quote that does not stand in the passage it names is removed and counted.
 
-    Case and white space may differ, words and numbers are whole ones ("0.5 mg" does not stand in "10.5 mg"); the quote that is kept is the passage's own text. Ids that no passage has are removed too.
+    Case and white space may differ, words and numbers are whole ones ("0.5 mg" does not stand in "10.5 mg"); the quote that is kept
+    is the passage's own text. Ids that no passage has are removed too.
     """
     by_id = {passage.id: passage for passage in passages}
     kept = []
     for citation in claimed:
-        words = [re.escape(word) for word in citation.quote.split()]
+        quote = r"\s+".join(re.escape(word) for word in citation.quote.split())
         passage = by_id.get(citation.passage_id)
-        match = re.search(rf"(?<!\w){r'\s+'.join(words)}(?!\w)", passage.text, re.IGNORECASE) if passage and words else None
+        match = re.search(rf"(?<!\w){quote}(?!\w)", passage.text, re.IGNORECASE) if passage and quote else None
         if match:
             kept.append(Citation(passage_id=citation.passage_id, quote=match[0]))
     return Checked(tuple(dict.fromkeys(kept)), len(claimed) - len(kept))
