@@ -89,6 +89,8 @@ def test_a_licence_and_metadata_given_to_a_folder_reach_its_passages(tmp_path: P
     assert add(root, [docs], None, "MIT", {"ward": "7"}) == Change(changed=2, passages=3) and encoder.seen == []  # words are the same
     (hit,) = open_index(current(root), "text").search(["zorax"], 1)[0]
     assert (hit.passage.licence, hit.passage.metadata) == ("MIT", {"ward": "7"})
+    assert add(root, [docs]) == Change(unchanged=2, passages=3)  # what is not given stays
+    assert add(root, [docs], None, "", {}) == Change(changed=2, passages=3)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,22 @@ def test_what_is_not_there_cannot_be_removed(tmp_path: Path, docs: Path) -> None
         remove(tmp_path / "lib", "guides/gout.tx")
     with pytest.raises(ArtifactError, match="no library"):
         remove(tmp_path / "nowhere", "x")
+
+
+def test_a_blank_file_counts_as_read_and_leaves_with_its_folder(tmp_path: Path, docs: Path) -> None:
+    root, other = tmp_path / "lib", tmp_path / "other"
+    other.mkdir()
+    (other / "a.txt").write_text("Sleep.")
+    (docs / "blank.txt").write_text(" \n")
+    assert add(root, [docs, other], SETTINGS) == Change(new=4, passages=4, encoded=4)
+    assert add(root, [docs]) == Change(unchanged=4, passages=4)
+    assert remove(root, "guides") == Change(gone=3, unchanged=1, passages=1) and list(read_library(root).folders) == ["other"]
+
+
+def test_a_library_among_its_documents_is_refused(tmp_path: Path, docs: Path) -> None:
+    with pytest.raises(SourceError, match="cannot lie in a folder of its documents"):
+        add(docs / "lib", [docs], SETTINGS)
+    assert not (docs / "lib").exists()
 
 
 def test_another_folder_of_the_same_name_is_refused(tmp_path: Path, docs: Path) -> None:

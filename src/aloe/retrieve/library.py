@@ -102,19 +102,27 @@ def read_files(root: Path, library: Library) -> dict[str, File]:
 
 
 def add(
-    root: Path, folders: Sequence[Path], settings: Settings | None = None, licence: str = "", metadata: Mapping[str, str] | None = None
+    root: Path,
+    folders: Sequence[Path],
+    settings: Settings | None = None,
+    licence: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Change:
     """Bring the library in line with the folders: files that are new or changed are read, files that are gone leave it.
 
-    `settings` make a new library (None = the defaults) and must be those of an old one. Raises SourceError where a document
-    cannot be read, RecipeError for other settings, ArtifactError where another encoder is installed than made the library.
+    `settings` make a new library (None = the defaults) and must be those of an old one; `licence` and `metadata` hold for all
+    documents of the folders (None = as before). Raises SourceError where a document cannot be read, RecipeError for other
+    settings, ArtifactError where another encoder is installed than made the library.
     """
+    paths = [path.expanduser().resolve() for path in folders]
+    for path in paths:
+        if root.resolve().is_relative_to(path):
+            raise SourceError("a library cannot lie in a folder of its documents", where=str(root), do="keep it elsewhere")
     with locked(root):
         library = _settled(root, settings)
-        for path in folders:
-            library = _with_folder(library, Folder(path=str(path.expanduser().resolve()), licence=licence, metadata=dict(metadata or {})))
-        given = {path.expanduser().resolve().name for path in folders}
-        return _update(root, library, {name: folder for name, folder in library.folders.items() if name in given})
+        for path in paths:
+            library = _with_folder(library, path, licence, metadata)
+        return _update(root, library, {path.name: library.folders[path.name] for path in paths})
 
 
 def remove(root: Path, source: str) -> Change:
@@ -124,11 +132,11 @@ def remove(root: Path, source: str) -> Change:
         files, old = read_files(root, library), _passages(root, library)
         out = {name for name in files if name == source or name.startswith(source.rstrip("/") + "/")}
         leaving = {name for name, passage in old.items() if passage.source == source} | {name for file in out for name in files[file].passages}
-        if not leaving:
+        if not leaving and not out:
             known = [*library.folders, *files, *sorted({passage.source for passage in old.values()})]
             raise SourceError(f"the library holds nothing called {source!r}", where=str(root), do=nearest(source, known)[:300])
         kept = {name: File(key=file.key, passages=tuple(p for p in file.passages if p not in leaving)) for name, file in files.items()}
-        kept = {name: file for name, file in kept.items() if file.passages or not files[name].passages}
+        kept = {name: file for name, file in kept.items() if name not in out and (file.passages or not files[name].passages)}
         if leaving == old.keys():
             raise SourceError("nothing would be left of the library", where=str(root), do="delete its folder instead")
         folders = {name: folder for name, folder in library.folders.items() if any(file.startswith(f"{name}/") for file in kept)}
@@ -150,13 +158,14 @@ def _settled(root: Path, settings: Settings | None) -> Library:
     return library
 
 
-def _with_folder(library: Library, folder: Folder) -> Library:
-    name = Path(folder.path).name
-    known = library.folders.get(name)
-    if known is not None and known.path != folder.path:
-        what = f"the library has a folder {name!r} already, from {known.path}"
-        raise SourceError(what, where=folder.path, do=f"rename the folder, or first: aloe index remove LIBRARY {name}")
-    return library.model_copy(update={"folders": {**library.folders, name: folder}})
+def _with_folder(library: Library, path: Path, licence: str | None, metadata: Mapping[str, str] | None) -> Library:
+    known = library.folders.get(path.name) or Folder(path=str(path))
+    if known.path != str(path):
+        what = f"the library has a folder {path.name!r} already, from {known.path}"
+        raise SourceError(what, where=str(path), do=f"rename the folder, or first: aloe index remove LIBRARY {path.name}")
+    given = {"licence": licence, "metadata": None if metadata is None else dict(metadata)}
+    folder = known.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return library.model_copy(update={"folders": {**library.folders, path.name: folder}})
 
 
 def _update(root: Path, library: Library, folders: Mapping[str, Folder]) -> Change:
