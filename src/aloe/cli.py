@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from aloe.core.errors import AloeError
+from aloe.retrieve.command import app as index_app
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(index_app, name="index")
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all artifacts.")]
 On = Annotated[Path | None, typer.Option("--on", help="Machine file; default: a laptop.")]

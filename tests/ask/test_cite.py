@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aloe.ask.cite import MIN_WORDS, citations, cited
+from aloe.ask.cite import MIN_WORDS, check, citations, cited, locate
 from aloe.ask.strategy import run
 from aloe.core.qa import Citation, Hit, Passage, Question
 from aloe.models.fake import FakeModel
@@ -71,3 +71,23 @@ def test_without_an_index_nothing_is_cited() -> None:
     [answer] = run([cited(QUESTION, None, 2, 64)], MODEL)
     assert (answer.citations, answer.passages) == ((), ())
     assert MODEL.calls[-1].messages[-1].content == QUESTION.text
+
+
+GOUT = Passage(id="p1", text="Urate crystals cause\ngout. Colchicine 0.5 mg helps.", source="gout.pdf", section="Causes", page=3, start=100, end=151)
+
+
+def test_a_quote_that_the_passage_does_not_hold_is_removed_and_counted() -> None:
+    claimed = [
+        Citation(passage_id="p1", quote="urate  crystals cause gout"),
+        Citation(passage_id="p1", quote="colchicine 5 mg helps"),  # another dose
+        Citation(passage_id="p1", quote="Colchicine 0x5 mg"),  # a full stop is a full stop
+        Citation(passage_id="p9", quote="Urate crystals"),  # no such passage
+        Citation(passage_id="p1", quote=".5 mg helps"),  # half a number
+        Citation(passage_id="p1", quote=" "),
+    ]
+    assert check(claimed, [GOUT]) == ((Citation(passage_id="p1", quote="Urate crystals cause\ngout"),), 5)
+
+
+def test_a_quote_is_found_in_its_document() -> None:
+    place = locate(Citation(passage_id="p1", quote="Colchicine 0.5 mg"), GOUT)
+    assert place == ("gout.pdf", "Causes", 3, 127, 144) and GOUT.text[place.start - 100 : place.end - 100] == "Colchicine 0.5 mg"

@@ -3,53 +3,15 @@ import itertools
 import json
 import os
 import re
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from aloe.core import toy
-from aloe.core.errors import MachineError, SourceError
+from aloe.core.errors import SourceError
 from aloe.core.qa import Passage
-from aloe.retrieve.corpus import Document, corpus_files, cut, passages
-
-TEXT = "Take it with food. Dr. Vex saw no harm (e.g. Rash) in 3 trials.\n\nDosage\n\nOne pill a day. Never two pills! Ask first."
-
-
-def _cut(text: str, words: int) -> list[Passage]:
-    return list(cut(Document(id="d", text=text, title="t", source="s"), words))
-
-
-@pytest.mark.parametrize("words", [1, 4, 9, 12, 100])
-def test_a_passage_is_a_verbatim_piece_of_its_document(words: int) -> None:
-    parts = _cut(TEXT, words)
-    assert all(TEXT[part.start : part.end] == part.text == part.text.strip() for part in parts)
-    assert all(len(part.text.split()) <= words for part in parts)
-    assert {word for part in parts for word in part.text.split()} == set(TEXT.split())
-
-
-def test_windows_are_whole_sentences_with_a_sentence_of_overlap() -> None:
-    assert [part.text for part in _cut("A b c. D e f. G h i. J k l.", 6)] == ["A b c. D e f.", "D e f. G h i.", "G h i. J k l."]
-
-
-def test_abbreviations_and_initials_do_not_end_a_sentence() -> None:
-    assert [part.text for part in _cut(TEXT, 1000)] == [TEXT]
-    assert "Dr. Vex saw no harm (e.g. Rash) in 3 trials." in [part.text for part in _cut(TEXT, 10)]
-
-
-def test_a_list_that_never_ends_a_sentence_is_cut_after_so_many_words() -> None:
-    parts = _cut(" ".join(f"item{i}" for i in range(25)), 10)
-    assert [len(part.text.split()) for part in parts] == [10, 10, 5]
-
-
-def test_one_window_keeps_the_documents_id_and_several_are_numbered() -> None:
-    assert [part.id for part in _cut("A b. C d.", 9)] == ["d"]
-    assert [part.id for part in _cut("A b. C d.", 2)] == ["d#001", "d#002"]
-
-
-def test_a_blank_document_has_no_passage() -> None:
-    assert _cut(" \n ", 5) == []
+from aloe.retrieve.corpus import corpus_files, passages
 
 
 def test_every_toy_fact_is_a_passage_of_its_document() -> None:
@@ -148,7 +110,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_gives_ids_from_file_names_and_titles_from_headings(folder: Path) -> None:
     found = [(part.id, part.title, part.source, part.text) for part in passages(f"folder:{folder}")]
     assert found == [
-        ("library/deep/gout.md", "Gout care", "deep/gout.md", "Intro.\n\n# Gout care\n\nRest. Drink water."),
+        ("library/deep/gout.md#001", "Gout care", "deep/gout.md", "Intro."),
+        ("library/deep/gout.md#002", "Gout care", "deep/gout.md", "Rest. Drink water."),
         ("library/more.jsonl/a", "T", "S", "One."),
         ("library/more.jsonl/2", "", "more.jsonl", "Two."),
         ("library/note.txt", "note", "note.txt", "Keep calm."),
@@ -162,57 +125,11 @@ def test_a_document_that_cannot_be_read_stops_the_index(folder: Path) -> None:
         passages(f"folder:{folder}")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("bad.txt", b"caf\xe9", r"not UTF-8(.|\n)*bad\.txt"),
-        ("bad.jsonl", b'{"title": "no text"}', r'needs "text"(.|\n)*bad\.jsonl: record 1'),
-        ("bad.jsonl", b'{"text": 3}', r"are strings"),
-    ],
-)
-def test_a_broken_document_is_named(folder: Path, name: str, content: bytes, message: str) -> None:
-    (folder / name).write_bytes(content)
-    with pytest.raises(SourceError, match=message):
-        list(passages(f"folder:{folder}"))
-
-
 def test_a_folder_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
         passages(f"folder:{tmp_path / 'nowhere'}")
     with pytest.raises(SourceError, match="holds no documents"):
         passages(f"folder:{tmp_path}")
-
-
-def test_a_pdf_without_pypdfium2_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "scan.pdf").write_bytes(b"%PDF-1.4")
-    monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    with pytest.raises(MachineError, match=r"pypdfium2(.|\n)*scan\.pdf"):
-        list(passages(f"folder:{folder}"))
-
-
-def _pdf(text: str) -> bytes:
-    stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET"
-    objects = [
-        "<</Type/Catalog/Pages 2 0 R>>",
-        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
-        f"<</Length {len(stream)}>>stream\n{stream}\nendstream",
-        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-    ]
-    return ("%PDF-1.4\n" + "".join(f"{i} 0 obj{o}endobj\n" for i, o in enumerate(objects, 1)) + "trailer<</Root 1 0 R>>\n").encode()
-
-
-def test_a_pdf_page_is_a_document(tmp_path: Path) -> None:
-    pytest.importorskip("pypdfium2", reason="pypdfium2 is not installed")
-    (tmp_path / "guide.pdf").write_bytes(_pdf("Drink water."))
-    (found,) = passages(f"folder:{tmp_path}")
-    assert (found.id, found.title, found.text) == (f"{tmp_path.name}/guide.pdf/page-0001", "guide, page 1", "Drink water.")
-    (tmp_path / "guide.pdf").write_bytes(_pdf(""))
-    with pytest.raises(SourceError, match="no text"):
-        list(passages(f"folder:{tmp_path}"))
-    (tmp_path / "guide.pdf").write_bytes(b"not a PDF")
-    with pytest.raises(SourceError, match=r"cannot be read(.|\n)*guide\.pdf"):
-        list(passages(f"folder:{tmp_path}"))
 
 
 DATA = Path(os.environ.get("ALOE_DATA") or Path(__file__).parents[3] / "shared/data")

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -13,8 +14,8 @@ from aloe.core import toy
 from aloe.core.errors import ArtifactError, RecipeError, SourceError
 from aloe.core.qa import Hit, Passage
 from aloe.retrieve.corpus import passages
-from aloe.retrieve.embed import open_embedder
-from aloe.retrieve.index import Mode, build, fuse, open_index
+from aloe.retrieve.embed import Hashing, Vectors, open_embedder
+from aloe.retrieve.index import Mode, Where, build, fuse, open_index, token_window, write_index
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 QUESTIONS = [toy.question(fact) for fact in toy.facts()]
@@ -85,6 +86,121 @@ def test_reciprocal_rank_fusion_adds_one_over_sixty_plus_rank() -> None:
     assert fuse([[(7, 9.0), (3, 8.0)], [(3, 0.9), (5, 0.8)]]) == [(3, 1 / 62 + 1 / 61), (7, 1 / 61), (5, 1 / 62)]
 
 
+def test_hybrid_is_the_fusion_of_the_first_hundred_of_both_rankings(built: Path) -> None:
+    query = ["the pill zorax or any red pill"]
+    (text,), (vector,), (hybrid,) = (open_index(built, mode).search(query, 100) for mode in ("text", "vector", "hybrid"))
+    scores: dict[str, float] = {}
+    for ranking in (text, vector):
+        for rank, hit in enumerate(ranking, 1):
+            scores[hit.passage.id] = scores.get(hit.passage.id, 0) + 1 / (60 + rank)
+    assert [(hit.passage.id, hit.score) for hit in hybrid] == sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+SHELF = [
+    Passage(id="a", text="Rest and water.", title="Gout", source="guide/gout.md", licence="MIT", metadata={"year": "2024", "ward": "7"}),
+    Passage(id="b", text="Rest and ice.", title="Sprain", source="guide/sprain.md", licence="CC-BY-4.0", metadata={"year": "2024"}),
+    Passage(id="c", text="Rest and tea.", title="Gout, page 2", source="O'Hara's notes", metadata={"year": "2023"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        (Where(), ["a", "b", "c"]),
+        (Where(source="guide/gout.md"), ["a"]),
+        (Where(source="guide/*"), ["a", "b"]),
+        (Where(source="O'Hara's notes"), ["c"]),
+        (Where(source="guide"), []),
+        (Where(title="Gout*"), ["a", "c"]),
+        (Where(title="Gout"), ["a"]),
+        (Where(licence="CC-BY-4.0"), ["b"]),
+        (Where(metadata={"year": "2024"}), ["a", "b"]),
+        (Where(metadata={"year": "2024", "ward": "7"}), ["a"]),
+        (Where(metadata={"year": "2024"}, title="Sprain"), ["b"]),
+        (Where(source="' OR 1=1 --"), []),
+    ],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_filter_lets_through_what_meets_every_condition(tmp_path: Path, mode: Mode, where: Where, ids: list[str]) -> None:
+    build(SHELF, tmp_path, embedder="hashing")
+    index = open_index(tmp_path, mode)
+    (hits,) = index.search(["rest"], 3, where)
+    assert sorted(_ids(hits)) == ids
+    if ids:
+        assert len(index.search(["rest"], 1, where)[0]) == 1
+
+
+@pytest.mark.parametrize("mode", ["text", "vector"])
+def test_a_filter_does_not_change_scores(tmp_path: Path, mode: Mode) -> None:
+    build(SHELF, tmp_path, embedder="hashing")
+    index = open_index(tmp_path, mode)
+    every, some = (index.search(["rest and water"], 3, where)[0] for where in (Where(), Where(title="Gout*")))
+    assert some == [hit for hit in every if hit.passage.title.startswith("Gout")]
+
+
+class _Backwards:
+    """A reranker that prefers what comes late in the alphabet, and knows only two grades."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        assert query == "rest"
+        return [1.0 if text.splitlines()[-1] > "Rest and j" else 0.0 for text in texts]
+
+
+def test_a_reranker_orders_the_first_fifty_by_its_own_scores(tmp_path: Path) -> None:
+    build(SHELF, tmp_path, embedder="hashing")
+    hits = open_index(tmp_path, "hybrid", reranker=_Backwards()).search(["rest", ""], 2)
+    assert [(hit.passage.id, hit.score) for hit in hits[0]] == [("a", 1.0), ("c", 1.0)] and hits[1] == []
+
+
+def test_the_section_is_searched_too_and_given_back(tmp_path: Path) -> None:
+    only = Passage(id="a", text="0.5 mg.", title="Gout", section="Treatment > Doses", source="s", page=3, licence="MIT", metadata={"y": "1"})
+    build([only, Passage(id="b", text="Salt.")], tmp_path, embedder="none")
+    ((hit,),) = open_index(tmp_path, "text").search(["doses"], 5)
+    assert hit.passage == only
+
+
+def test_a_thousand_passages_built_twice_give_equal_hits(tmp_path: Path) -> None:
+    rows = [Passage(id=f"{n:04}", text=f"The pill number {n} treats gout {'very ' * (n % 7)}well, batch {n % 13}.") for n in range(1000)]
+    found = []
+    for name, order in (("one", rows), ("two", rows[::-1])):
+        (tmp_path / name).mkdir()
+        build(order, tmp_path / name, embedder="hashing")
+        found.append([open_index(tmp_path / name, mode).search(["pill 17 very batch", "gout", "batch 3"], 25) for mode in MODES])
+    assert found[0] == found[1]
+    assert [(tmp_path / name / "passages.jsonl").read_bytes() for name in ("one",)] == [(tmp_path / "two/passages.jsonl").read_bytes()]
+
+
+def test_passages_longer_than_the_encoder_reads_are_refused() -> None:
+    class Short(Hashing):
+        max_tokens = 100
+
+    with pytest.raises(RecipeError, match="reads 100 tokens, a passage may have 101"):
+        token_window(Short(), 101, 0)
+    with pytest.raises(RecipeError, match="cannot overlap by 100"):
+        token_window(Short(), 100, 100)
+    assert token_window(Short(), 100, 40)[:2] == (100, 40)
+
+
+def test_equal_words_are_taken_from_the_old_index_and_only_new_ones_are_encoded(tmp_path: Path) -> None:
+    class Counting(Hashing):
+        seen: list[str] = []
+
+        def encode(self, texts: Sequence[str]) -> Vectors:
+            self.seen.extend(texts)
+            return super().encode(texts)
+
+    encoder = Counting()
+    for name, rows, old in (("one", SHELF, None), ("two", [*SHELF[1:], Passage(id="0", text="Sleep.")], tmp_path / "one")):
+        (tmp_path / name).mkdir()
+        encoder.seen.clear()
+        _, encoded = write_index(rows, tmp_path / name, "hashing", encoder, old)
+    assert (encoder.seen, encoded) == (["Sleep."], 1)
+    (tmp_path / "fresh").mkdir()
+    build([*SHELF[1:], Passage(id="0", text="Sleep.")], tmp_path / "fresh", embedder="hashing")
+    for mode in MODES:
+        assert open_index(tmp_path / "two", mode).search(["rest", "sleep"], 3) == open_index(tmp_path / "fresh", mode).search(["rest", "sleep"], 3)
+
+
 def test_the_title_is_searched_too(tmp_path: Path) -> None:
     build([Passage(id="a", title="Gout: causes", text="Urate."), Passage(id="b", text="Salt.\n\nWater.")], tmp_path, embedder="none")
     gout, salt = open_index(tmp_path, "text").search(["gout", "salt"], 5)
@@ -100,7 +216,7 @@ def test_equal_passages_in_any_order_give_equal_bytes_and_equal_hits(built: Path
 
 def test_index_json_says_encoder_and_counts(built: Path) -> None:
     said = json.loads((built / "index.json").read_text())
-    assert said == {"version": 1, "embedder": "hashing", "encoder": "hashing-1", "dim": 4096, "num_passages": 60, "num_words": 360}
+    assert said == {"version": 2, "embedder": "hashing", "encoder": "hashing-1", "dim": 4096, "probe": [], "num_passages": 60, "num_words": 360}
 
 
 def test_a_moved_index_works_and_searching_writes_nothing(built: Path, tmp_path: Path) -> None:
@@ -132,7 +248,7 @@ def test_another_version_of_the_encoder_is_refused(tmp_path: Path) -> None:
     build(passages("toy"), tmp_path, embedder="hashing")
     file = tmp_path / "index.json"
     file.write_text(file.read_text().replace("hashing-1", "hashing-0"))
-    with pytest.raises(ArtifactError, match="made with hashing-0, but hashing-1"):
+    with pytest.raises(ArtifactError, match=r"made with hashing-0 .4096 numbers., but hashing-1"):
         open_index(tmp_path, "hybrid")
 
 

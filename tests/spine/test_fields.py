@@ -43,7 +43,7 @@ stages:
   sft2: {kind: sft, base: start, data: manners, train: *train}
   merged: {kind: merge, base: start, models: {sft: {weight: 0.7}, sft2: {weight: 0.5}}, density: 0.8}
   dpo: {kind: dpo, base: merged, data: pairs, chunks: 2, train: {lr: 3e-3, global_batch: 2, max_length: 128, warmup_steps: 1, clip_norm: 0.5, dtype: fp32}}
-  library: {kind: index, corpora: ["folder:DOCS"], embedder: hashing, passage_words: 30}
+  library: {kind: index, corpora: ["folder:DOCS"], embedder: hashing, passage_tokens: 30, overlap_tokens: 14}
   toys: {kind: index, corpora: [toy], embedder: hashing}
   scores:
     kind: evaluate
@@ -73,7 +73,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "train.supervise": "last", "beta": 0.5, "nll": 0.5, "chunks": 3,
         "reference": "previous_chunk", "loss": "ipo", "label_smoothing": 0.2, "optimizer_between_chunks": "continue",
     },
-    "library": {"corpora": ["toy"], "embedder": "none", "passage_words": 20},
+    "library": {"corpora": ["toy"], "embedder": "none", "passage_tokens": 20, "overlap_tokens": 0},
     "scores": {
         "models": ["start", "merged"], "tasks": [{"task": "toy-open", "strategies": ["direct"]}], "tasks.*.task": "toy-open", "tasks.*.n": 5,
         "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",

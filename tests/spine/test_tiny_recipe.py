@@ -66,7 +66,7 @@ def test_where_it_runs_is_no_part_of_the_fingerprint_but_the_weights_agree(tiny_
         ("merged.density=0.6", {"merged", "general", "safe", "scores", "report"}),
         ("safe.beta=0.2", {"safe", "scores", "report"}),
         ("report.title=other", {"report"}),
-        ("library.passage_words=40", {"library", "scores", "report"}),
+        ("library.passage_tokens=40", {"library", "scores", "report"}),
         ("scores.retrieval.k=1", {"scores", "report"}),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import NamedTuple
 
 from aloe.ask.strategies import direct, find
 from aloe.ask.strategy import Ask, Index
@@ -35,6 +36,46 @@ def citations(text: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:
     """
     found = [_longest(sentence, passages) for sentence in _SENTENCE_END.split(text)]
     return tuple(dict.fromkeys(citation for citation in found if citation))
+
+
+class Checked(NamedTuple):
+    """Citations that stand, and how many did not."""
+
+    citations: tuple[Citation, ...]
+    num_removed: int
+
+
+def check(claimed: Sequence[Citation], passages: Sequence[Passage]) -> Checked:
+    """Citations as a model wrote them: a quote that does not stand in the passage it names is removed and counted.
+
+    Case and white space may differ, words and numbers are whole ones ("0.5 mg" does not stand in "10.5 mg"); the quote that is kept
+    is the passage's own text. Ids that no passage has are removed too.
+    """
+    by_id = {passage.id: passage for passage in passages}
+    kept = []
+    for citation in claimed:
+        quote = r"\s+".join(re.escape(word) for word in citation.quote.split())
+        passage = by_id.get(citation.passage_id)
+        match = re.search(rf"(?<!\w){quote}(?!\w)", passage.text, re.IGNORECASE) if passage and quote else None
+        if match:
+            kept.append(Citation(passage_id=citation.passage_id, quote=match[0]))
+    return Checked(tuple(dict.fromkeys(kept)), len(claimed) - len(kept))
+
+
+class Place(NamedTuple):
+    """Where a quote stands: `text of the document (of the page, where page > 0)[start:end] == quote`."""
+
+    source: str
+    section: str
+    page: int
+    start: int
+    end: int
+
+
+def locate(citation: Citation, passage: Passage) -> Place:
+    """The quote's place in its document. The citation is one of `citations` or `check`, so that its quote stands in the passage."""
+    start = passage.start + passage.text.index(citation.quote)
+    return Place(passage.source, passage.section, passage.page, start, start + len(citation.quote))
 
 
 def _longest(sentence: str, passages: Sequence[Passage]) -> Citation | None:

@@ -37,9 +37,16 @@ class Passage(Config):
     id: str
     text: str
     title: str = ""
+    section: str = ""
+    """Headings above it, outermost first, joined by " > "."""
     source: str = ""
+    page: int = 0
+    """Page of a PDF, from 1; 0 = the document has no pages. Spans then count characters of that page's text."""
     start: int = 0
     end: int = 0
+    licence: str = ""
+    """SPDX name, where it is known."""
+    metadata: dict[str, str] = {}
 
 
 class Hit(NamedTuple):

@@ -2,14 +2,15 @@
 
     passages.jsonl   the passages, sorted by id
     index.json       which encoder made the vectors, and counts
-    lance/           the same passages in a LanceDB table with a full-text index and vectors
+    lance/           what is searched: a LanceDB table with full-text index, filter columns and vectors
 
-A row's number is its rank by id, so "ties go to the smaller id" is "ties go to the smaller row".
+A row's number is its rank by id and its line in passages.jsonl, so "ties go to the smaller id" is "ties go to the smaller row".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -23,15 +24,20 @@ from aloe.core.config import Config, nearest
 from aloe.core.errors import ArtifactError, RecipeError, SourceError
 from aloe.core.qa import Hit, Passage
 from aloe.core.rows import write_jsonl
-from aloe.retrieve.embed import Embedder, Vectors, library, open_embedder
+from aloe.retrieve.corpus import passages as corpus_passages
+from aloe.retrieve.embed import PROBE, Embedder, Server, Vectors, library, open_embedder
+from aloe.retrieve.windows import Window
 
 Mode = Literal["text", "vector", "hybrid"]
 Ranking = list[tuple[int, float]]  # (row, score), best first
 
 RRF_K = 60  # Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods"
 FUSED_DEPTH = 100  # passages of each ranking that enter the fusion
-TABLE = "passages"
+RERANK_DEPTH = 50  # passages that a reranker reads
+PASSAGES, INFO, TABLE = "passages.jsonl", "index.json", "passages"
 BATCH = 1024
+BLOCK = 1 << 26  # bytes
+SAME_PROBE = 0.99  # cosine; servers round differently from call to call
 QUERY_BLOCK = 32  # bounds the score matrix: 32 queries x 500k passages = 64 MB
 
 # Float sums depend on their order. Scores that differ by less than this are ties, else equal indexes would rank differently.
@@ -42,21 +48,65 @@ VECTOR_DIGITS = 6
 class Index(Protocol):
     """Finds passages for queries; worked examples are passages too."""
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query at most `k` hits, best first."""
+
+
+class Reranker(Protocol):
+    """Reads query and passage together: slower than an index, and better."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """How well each text answers the query, higher is better."""
+
+
+class Where(Config):
+    """Which passages are searched: all that meet every condition given. A value that ends in * is a beginning."""
+
+    source: str = ""
+    title: str = ""
+    licence: str = ""
+    metadata: dict[str, str] = {}
+
+    def sql(self) -> str:
+        """The condition for LanceDB; values are quoted, so that they are never syntax. Empty = no condition."""
+        columns = [(name, value) for name in ("source", "title", "licence") if (value := getattr(self, name))]
+        terms = [f"starts_with({name}, {_quote(value[:-1])})" if value.endswith("*") else f"{name} = {_quote(value)}" for name, value in columns]
+        return " AND ".join(terms + [f"array_has(metadata, {_quote(f'{name}={value}')})" for name, value in self.metadata.items()])
+
+
+def _quote(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 class IndexInfo(Config):
     """What index.json says."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     embedder: str
-    """The recipe's name: minilm, hashing, none."""
+    """As the recipe names it: minilm, hashing, none, st:..., http..."""
     encoder: str
-    """What made the vectors, with its version."""
+    """What made the vectors, with its version and the hash of its weights."""
     dim: int
+    probe: tuple[float, ...] = ()
+    """A server's vector of a fixed text, since its weights cannot be hashed."""
     num_passages: int
     num_words: int
+
+
+def build_corpora(corpora: Sequence[str], out: Path, embedder: str, passage_tokens: int, overlap_tokens: int) -> IndexInfo:
+    """`build` of whole corpora, cut into windows of the encoder's tokens."""
+    encoder = open_embedder(embedder)
+    window = token_window(encoder, passage_tokens, overlap_tokens)
+    return write_index((passage for name in corpora for passage in corpus_passages(name, window)), out, embedder, encoder)[0]
+
+
+def token_window(encoder: Embedder, tokens: int, overlap: int) -> Window:
+    """How documents are cut for the encoder. RecipeError where it could not read a window, or where windows would not move on."""
+    if overlap >= tokens:
+        raise RecipeError(f"passages of {tokens} tokens cannot overlap by {overlap}", do="take an overlap below half of a passage")
+    if 0 < encoder.max_tokens < tokens:
+        raise RecipeError(f"the encoder reads {encoder.max_tokens} tokens, a passage may have {tokens}", do=f"cut at {encoder.max_tokens} or fewer")
+    return Window(tokens, overlap, encoder.num_tokens)
 
 
 def build(passages: Iterable[Passage], out: Path, *, embedder: str) -> IndexInfo:
@@ -64,7 +114,14 @@ def build(passages: Iterable[Passage], out: Path, *, embedder: str) -> IndexInfo
 
     Raises SourceError where there is no passage or where two have one id. Holds all passages in memory (about 2 kB each).
     """
-    encoder = open_embedder(embedder)
+    return write_index(passages, out, embedder, open_embedder(embedder))[0]
+
+
+def write_index(passages: Iterable[Passage], out: Path, embedder: str, encoder: Embedder, reuse: Path | None = None) -> tuple[IndexInfo, int]:
+    """`build` with an opened encoder; also returns how many passages it encoded.
+
+    `reuse` is an index by the same encoder: the vector of a passage that stands there with the same words is taken from it.
+    """
     rows = sorted(passages, key=attrgetter("id"))
     if not rows:
         raise SourceError("the corpus holds no passages", do="check the corpus or the folder")
@@ -72,36 +129,49 @@ def build(passages: Iterable[Passage], out: Path, *, embedder: str) -> IndexInfo
         if one.id == other.id:
             raise SourceError(f"two passages have the id {one.id!r}", where=f"{one.source}, {other.source}", do="make the ids unique")
     num_words = sum(len(passage.text.split()) for passage in rows)
-    info = IndexInfo(embedder=embedder, encoder=encoder.name, dim=encoder.dim, num_passages=len(rows), num_words=num_words)
-    write_jsonl(out / "passages.jsonl", rows)
-    (out / "index.json").write_text(info.model_dump_json(indent=1) + "\n")
-    _write_table(rows, out / "lance", encoder)
-    return info
+    info = IndexInfo(embedder=embedder, encoder=encoder.name, dim=encoder.dim, probe=_probe(encoder), num_passages=len(rows), num_words=num_words)
+    write_jsonl(out / PASSAGES, rows)
+    (out / INFO).write_text(info.model_dump_json(indent=1) + "\n")
+    vectors = _Reused(encoder, reuse)
+    _write_table(rows, out / "lance", vectors)
+    return info, vectors.num_encoded
 
 
-def open_index(path: Path, mode: Mode = "hybrid", *, embedder: str | None = None) -> Index:
+def open_index(path: Path, mode: Mode = "hybrid", *, embedder: str | None = None, reranker: Reranker | None = None) -> Index:
     """The index in a folder written by `build`. The encoder is loaded here, except for mode "text".
 
-    "text" scores are BM25, "vector" scores cosine similarities, "hybrid" scores sums of 1 / (60 + rank).
+    "text" scores are BM25, "vector" scores cosine similarities, "hybrid" scores sums of 1 / (60 + rank). With a reranker the
+    first 50 of these are ordered, and scored, by it.
     Raises RecipeError where it was made with another encoder than `embedder` (None = any) or has no vectors for the mode,
-    ArtifactError where it is damaged or its encoder is now another version.
+    ArtifactError where it is damaged or its encoder is now another one.
     """
     if mode not in get_args(Mode):
         raise RecipeError(f"no search mode is named {mode!r}", do=nearest(mode, get_args(Mode)))
-    info = _read_info(path / "index.json")
+    info = read_info(path)
     if embedder not in (None, info.embedder):
         raise RecipeError(f"the index was made with the embedder {info.embedder!r}, not {embedder!r}", where=str(path), do="build it again")
     if mode == "text":
-        return _LanceIndex(path, None, mode)
+        return _LanceIndex(path, None, mode, reranker)
     if not info.dim:
         raise RecipeError(f"the index has no vectors for mode {mode!r}", where=str(path), do="use mode text, or build it with an embedder")
     encoder = open_embedder(info.embedder)
-    if encoder.name != info.encoder:
-        raise ArtifactError(f"the index was made with {info.encoder}, but {encoder.name} is installed", where=str(path), do="build it again")
-    return _LanceIndex(path, encoder, mode)
+    check_encoder(info, encoder, path)
+    return _LanceIndex(path, encoder, mode, reranker)
 
 
-def _read_info(file: Path) -> IndexInfo:
+def check_encoder(info: IndexInfo, encoder: Embedder, where: Path) -> None:
+    """ArtifactError where the index was made with other weights, another version or other dimensions: its vectors mean something else."""
+    if (encoder.name, encoder.dim) != (info.encoder, info.dim):
+        made, now = f"{info.encoder} ({info.dim} numbers)", f"{encoder.name} ({encoder.dim} numbers)"
+        raise ArtifactError(f"the index was made with {made}, but {now} is installed", where=str(where), do="build it again")
+    if info.probe and float(np.dot(info.probe, _probe(encoder))) < SAME_PROBE:
+        what = f"the server's {info.encoder} is not the model that made the index: one text has now another vector"
+        raise ArtifactError(what, where=str(where), do="build it again, or go back to the old model")
+
+
+def read_info(path: Path) -> IndexInfo:
+    """index.json of an index folder."""
+    file = path / INFO
     try:
         return IndexInfo.model_validate_json(file.read_bytes())
     except OSError:
@@ -110,26 +180,67 @@ def _read_info(file: Path) -> IndexInfo:
         raise ArtifactError(f"not an index of this version: {error.errors()[0]['msg']}", where=str(file), do="build it again") from None
 
 
-def _write_table(passages: Sequence[Passage], folder: Path, encoder: Embedder) -> None:
+def _probe(encoder: Embedder) -> tuple[float, ...]:
+    return tuple(float(number) for number in encoder.encode([PROBE])[0]) if isinstance(encoder, Server) else ()
+
+
+def content(passage: Passage) -> str:
+    """What is searched and encoded: the title and the headings above a passage belong to its meaning."""
+    return f"{' > '.join(part for part in (passage.title, passage.section) if part)}\n{passage.text}".strip()
+
+
+class _Reused:
+    """Encodes contents, those of an older index by looking them up."""
+
+    def __init__(self, encoder: Embedder, old: Path | None) -> None:
+        self.encoder, self.num_encoded = encoder, 0
+        self._rows: dict[bytes, int] = {}
+        if old is None or not encoder.dim:
+            return
+        check_encoder(read_info(old), encoder, old)
+        table = library("lancedb").connect(old / "lance").open_table(TABLE)
+        self._vectors = _load_vectors(table, encoder.dim)
+        for batch in table.search().select(["row", "content"]).to_batches():
+            self._rows.update(zip(map(_digest, batch["content"].to_pylist()), batch["row"].to_pylist(), strict=True))
+
+    def encode(self, contents: Sequence[str]) -> Vectors:
+        """float32 [len(contents), dim]."""
+        rows = [self._rows.get(_digest(text), -1) for text in contents]
+        new = [index for index, row in enumerate(rows) if row < 0]
+        self.num_encoded += len(new)
+        fresh = self.encoder.encode([contents[index] for index in new])
+        if not self._rows:
+            return fresh
+        vectors = self._vectors[rows]
+        vectors[new] = fresh
+        return vectors
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _write_table(passages: Sequence[Passage], folder: Path, vectors: _Reused) -> None:
     lancedb, arrow = library("lancedb"), library("pyarrow")
+    dim = vectors.encoder.dim
     schema = arrow.schema(
-        [("row", arrow.int64()), ("id", arrow.string()), ("title", arrow.string()), ("content", arrow.string()), ("source", arrow.string())]
-        + [("start", arrow.int64()), ("end", arrow.int64())]
-        + ([("vector", arrow.list_(arrow.float32(), encoder.dim))] if encoder.dim else [])
+        [("row", arrow.int64()), ("content", arrow.string()), ("source", arrow.string()), ("title", arrow.string()), ("licence", arrow.string())]
+        + [("metadata", arrow.list_(arrow.string()))]
+        + ([("vector", arrow.list_(arrow.float32(), dim))] if dim else [])
     )
 
     def batches() -> Iterator[Any]:
         for begin in range(0, len(passages), BATCH):
             part = passages[begin : begin + BATCH]
-            content = [f"{passage.title}\n{passage.text}" for passage in part]  # one searched column; _passage takes it apart
+            contents = [content(passage) for passage in part]
             columns = {
                 "row": range(begin, begin + len(part)),
-                "content": content,
-                **{name: [getattr(passage, name) for passage in part] for name in ("id", "title", "source", "start", "end")},
+                "content": contents,
+                "metadata": [[f"{name}={value}" for name, value in passage.metadata.items()] for passage in part],
+                **{name: [getattr(passage, name) for passage in part] for name in ("source", "title", "licence")},
             }
-            if encoder.dim:
-                vectors = encoder.encode([text.strip() for text in content])
-                columns["vector"] = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.ravel()), encoder.dim)
+            if dim:
+                columns["vector"] = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.encode(contents).ravel()), dim)
             yield arrow.record_batch([columns[name] for name in schema.names], schema=schema)
 
     table = lancedb.connect(folder).create_table(TABLE, arrow.RecordBatchReader.from_batches(schema, batches()))
@@ -140,58 +251,80 @@ def _write_table(passages: Sequence[Passage], folder: Path, encoder: Embedder) -
 class _LanceIndex:
     """An opened index. Words are searched by LanceDB, vectors exactly in memory (1.5 kB a passage with MiniLM)."""
 
-    def __init__(self, path: Path, encoder: Embedder | None, mode: Mode) -> None:
+    def __init__(self, path: Path, encoder: Embedder | None, mode: Mode, reranker: Reranker | None) -> None:
         self._lancedb = library("lancedb")
         self._table = self._lancedb.connect(path / "lance").open_table(TABLE)
-        self._encoder, self._mode = encoder, mode
+        self._lines = Lines(path / PASSAGES)
+        self._encoder, self._mode, self._reranker = encoder, mode, reranker
         self._vectors = _load_vectors(self._table, encoder.dim) if encoder else None
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, ties by passage id; a blank query has none. Queries are words, never syntax."""
         asked = [number for number, query in enumerate(queries) if query.strip()]
-        rankings = self._rank([queries[number] for number in asked], k)
-        passages = self._passages({row for ranking in rankings for row, _ in ranking})
+        depth = max(k, RERANK_DEPTH) if self._reranker else k
+        rankings = self._rank([queries[number] for number in asked], depth, (where or Where()).sql())
         hits: list[list[Hit]] = [[] for _ in queries]
         for number, ranking in zip(asked, rankings, strict=True):
-            hits[number] = [Hit(passages[row], score) for row, score in ranking]
+            found = [Hit(Passage.model_validate_json(self._lines[row]), score) for row, score in ranking]
+            hits[number] = self._rerank(queries[number], found)[:k] if self._reranker else found
         return hits
 
-    def _rank(self, queries: Sequence[str], k: int) -> list[Ranking]:
-        if self._mode == "text":
-            return [self._by_text(query, k) for query in queries]
-        if self._mode == "vector":
-            return self._by_vector(queries, k)
-        depth = max(k, FUSED_DEPTH)
-        by_vector = self._by_vector(queries, depth)
-        return [fuse([self._by_text(query, depth), ranking])[:k] for query, ranking in zip(queries, by_vector, strict=True)]
+    def _rerank(self, query: str, hits: list[Hit]) -> list[Hit]:
+        assert self._reranker is not None
+        scores = self._reranker.scores(query, [content(hit.passage) for hit in hits])
+        scored = [Hit(hit.passage, round(score, VECTOR_DIGITS)) for hit, score in zip(hits, scores, strict=True)]
+        return sorted(scored, key=lambda hit: (-hit.score, hit.passage.id))
 
-    def _by_text(self, query: str, k: int) -> Ranking:
+    def _rank(self, queries: Sequence[str], k: int, sql: str) -> list[Ranking]:
+        if self._mode == "text":
+            return [self._by_text(query, k, sql) for query in queries]
+        if self._mode == "vector":
+            return self._by_vector(queries, k, sql)
+        depth = max(k, FUSED_DEPTH)
+        by_vector = self._by_vector(queries, depth, sql)
+        return [fuse([self._by_text(query, depth, sql), ranking])[:k] for query, ranking in zip(queries, by_vector, strict=True)]
+
+    def _by_text(self, query: str, k: int, sql: str) -> Ranking:
         match = self._lancedb.query.MatchQuery(query, "content")  # a plain string would do too, but this one has no syntax by contract
+        search = self._table.search(match, query_type="fts").select(["row", "_score"])
+        search = search.where(sql, prefilter=True) if sql else search
         limit = k + 1
         while True:
-            found = self._table.search(match, query_type="fts").select(["row", "_score"]).limit(limit).to_arrow()
+            found = search.limit(limit).to_arrow()
             rows, scores = found["row"].to_numpy(), found["_score"].to_numpy().astype(np.float64).round(TEXT_DIGITS)
             # LanceDB returns any of the passages that tie at the limit: go on until the k-th is better than the last.
             if len(rows) < limit or np.sort(scores)[-k] > scores.min():
                 return _best(rows, scores, k)
             limit *= 4
 
-    def _by_vector(self, queries: Sequence[str], k: int) -> list[Ranking]:
+    def _by_vector(self, queries: Sequence[str], k: int, sql: str) -> list[Ranking]:
         assert self._encoder is not None and self._vectors is not None  # open_index gives both to these modes
+        allowed = self._table.search().where(sql).select(["row"]).to_arrow()["row"].to_numpy() if sql else None
+        vectors = self._vectors if allowed is None else self._vectors[np.sort(allowed)]
         rankings = []
         for begin in range(0, len(queries), QUERY_BLOCK):
-            block = self._encoder.encode(queries[begin : begin + QUERY_BLOCK]) @ self._vectors.T
+            block = self._encoder.encode_query(queries[begin : begin + QUERY_BLOCK]) @ vectors.T
             for similarities in block:
                 kth = np.partition(similarities, -k)[-k] if k < len(similarities) else -2
-                rows = np.flatnonzero(similarities >= kth - 10**-VECTOR_DIGITS)
-                rankings.append(_best(rows, similarities[rows].astype(np.float64).round(VECTOR_DIGITS), k))
+                found = np.flatnonzero(similarities >= kth - 10**-VECTOR_DIGITS)
+                rows = found if allowed is None else np.sort(allowed)[found]
+                rankings.append(_best(rows, similarities[found].astype(np.float64).round(VECTOR_DIGITS), k))
         return rankings
 
-    def _passages(self, rows: set[int]) -> dict[int, Passage]:
-        if not rows:
-            return {}
-        columns = ["row", "id", "title", "content", "source", "start", "end"]
-        return {record.pop("row"): _passage(**record) for record in self._table.take_offsets(sorted(rows)).select(columns).to_list()}
+
+class Lines:
+    """The lines of a file by number, from 0, read when they are asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self._bytes = np.memmap(file, np.uint8, "r")
+        ends = [np.flatnonzero(self._bytes[begin : begin + BLOCK] == ord("\n")) + begin for begin in range(0, len(self._bytes), BLOCK)]
+        self._starts = np.concatenate([[0], *(end + 1 for end in ends)])
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._bytes[self._starts[number] : self._starts[number + 1]].tobytes()
 
 
 def fuse(rankings: Sequence[Ranking]) -> Ranking:
@@ -209,12 +342,7 @@ def _best(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> Ranki
 
 
 def _load_vectors(table: Any, dim: int) -> Vectors:
-    found = table.search().select(["row", "vector"]).to_arrow()
-    vectors = np.empty((found.num_rows, dim), np.float32)
-    for batch in found.to_batches():  # batch by batch: combining the chunks would hold the vectors twice
+    vectors = np.empty((table.count_rows(), dim), np.float32)
+    for batch in table.search().select(["row", "vector"]).to_batches():  # batch by batch: a table would hold the vectors twice
         vectors[batch["row"].to_numpy()] = batch["vector"].flatten().to_numpy().reshape(-1, dim)
     return vectors
-
-
-def _passage(*, id: str, title: str, content: str, source: str, start: int, end: int) -> Passage:
-    return Passage(id=id, title=title, text=content[len(title) + 1 :], source=source, start=start, end=end)
