@@ -1,11 +1,38 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aloe.merge.dare_ties import Array, dare, dare_ties, keep_mask, ties
+from aloe.merge import arithmetic
+from aloe.merge.methods import dare_ties
+from aloe.merge.sparsify import Random, Sparsifier
+from aloe.merge.tensors import Array, Work
+
+
+def ties(deltas: Sequence[Array], weights: Sequence[float], normalise: bool) -> Array:
+    """Election and sum alone."""
+    factors = [np.float32(w) for w in weights]
+    return arithmetic.agreeing_sum([d * w for d, w in zip(deltas, factors, strict=True)], factors, normalise, Work())
+
+
+def keep_mask(shape: tuple[int, ...], density: float, seed: int) -> Any:
+    mask = Random(density, seed).mask(np.zeros(shape, np.float32).reshape(-1), 0, Work())
+    assert mask is not None
+    return mask.reshape(shape)
+
+
+def dare(delta: Array, density: float, seed: int, rescale: Any = "inverse_density") -> Array:
+    sparsifier, out = Sparsifier(Random(density, seed), density, rescale), np.empty_like(delta)
+    while sparsifier.pending:
+        sparsifier.observe(delta, 0, Work())
+        sparsifier.settle()
+    sparsifier.apply(delta, 0, out, Work())
+    return out
 
 
 def array(*values: float) -> Array:
@@ -76,7 +103,9 @@ def test_no_entry_has_the_sign_that_lost_and_none_exceeds_the_sum_of_magnitudes(
 
 
 def test_density_one_is_the_delta_untouched() -> None:
-    assert dare(A, 1.0, 7) is A and dare(A, 1.0, 7, "l1") is A
+    base, model = noise(64, 1), noise(64, 2)
+    for rescale in ("inverse_density", "l1"):
+        np.testing.assert_array_equal(dare_ties(base, [model], [1], [1], [7], rescale=rescale), base + (model - base))
 
 
 @pytest.mark.parametrize("density", [0.25, 0.5, 0.7])
@@ -164,21 +193,21 @@ def test_dare_does_not_change_its_input() -> None:
 def test_density_one_is_exactly_the_base_plus_the_weighted_sum_where_signs_agree() -> None:
     base, one, other = noise(64, 1), np.abs(noise(64, 2)), np.abs(noise(64, 3))
     tuned = [base + one, base + other]
-    merged = dare_ties(base, tuned, weights=[0.7, 0.4], densities=[1, 1], seeds=[1, 2])
+    merged = dare_ties(base, tuned, [0.7, 0.4], [1, 1], [1, 2])
     first, second = ((model - base) * np.float32(w) for model, w in zip(tuned, (0.7, 0.4), strict=True))
     np.testing.assert_array_equal(merged, base + (first + second))
 
 
 def test_each_model_has_its_own_density_and_seed() -> None:
     base, one, other = np.zeros(64, np.float32), np.abs(noise(64, 2)), np.abs(noise(64, 3))
-    merged = dare_ties(base, [one, other], weights=[1, 0.5], densities=[0.5, 0.8], seeds=[11, 12])
+    merged = dare_ties(base, [one, other], [1, 0.5], [0.5, 0.8], [11, 12])
     np.testing.assert_allclose(merged, dare(one, 0.5, 11) + 0.5 * dare(other, 0.8, 12), rtol=1e-6)
 
 
 def test_the_result_is_float32_and_the_inputs_are_left_alone() -> None:
     base, tuned = noise(64, 1), [noise(64, 2), noise(64, 3)]
     copies = [base.copy(), *(t.copy() for t in tuned)]
-    merged = dare_ties(base, tuned, weights=[0.7, 0.4], densities=[0.5, 1], seeds=[1, 2], normalise=True)
+    merged = dare_ties(base, tuned, [0.7, 0.4], [0.5, 1], [1, 2], normalise=True)
     assert merged.dtype == np.float32
     for before, after in zip(copies, [base, *tuned], strict=True):
         np.testing.assert_array_equal(before, after)
@@ -186,4 +215,4 @@ def test_the_result_is_float32_and_the_inputs_are_left_alone() -> None:
 
 def test_as_many_weights_densities_and_seeds_as_models_are_needed() -> None:
     with pytest.raises(ValueError, match="zip"):
-        dare_ties(A, [A, B], weights=[1, 1], densities=[1], seeds=[1, 2])
+        dare_ties(A, [A, B], [1, 1], [1], [1, 2])
