@@ -6,7 +6,7 @@ RUNS ?= runs
 .PHONY: demo test test-all lint bench lock clean
 
 demo: .venv/ready
-	.venv/bin/aloe run recipes/tiny.yaml --runs $(RUNS)/demo
+	.venv/bin/aloe run recipes/starter.yaml --runs $(RUNS)/demo
 
 test: .venv/ready
 	.venv/bin/pytest

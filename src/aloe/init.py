@@ -28,9 +28,9 @@ stages:
     sources:
 {sources}
     avoid: [starter-unsafe, starter-harmless]
-  general-rows: {{kind: curate, sources: {{starter-general: {{}}}}}}
+  general-rows: {{kind: curate, sources: {{starter-general: {{n: 120}}, starter-safety: {{n: 130}}, starter-look-alikes: {{n: 70}}}}}}
   preferences: {{kind: curate, sources: {{{preferences}: {{n: 150}}}}}}
-  attacks: {{kind: curate, sources: {{starter-safety: {{}}}}}}
+  attacks: {{kind: curate, sources: {{starter-safety: {{n: 185}}, starter-look-alikes: {{n: 135}}}}}}
 
   sft-own:
     kind: sft
@@ -41,11 +41,11 @@ stages:
     kind: sft
     base: start
     data: general-rows
-    train: {{lr: 2e-5, global_batch: 16, max_length: 512, warmup_steps: 2, dtype: fp32}}
+    train: {{lr: 2e-4, global_batch: 8, max_length: 512, warmup_steps: 2, dtype: fp32}}
   merged:
     kind: merge
     base: start
-    models: {{sft-own: {{weight: 1.0}}, sft-general: {{weight: 0.3}}}}
+    models: {{sft-own: {{weight: 1.0}}, sft-general: {{weight: 1.0}}}}
     density: 0.9
   general:
     kind: dpo
@@ -57,7 +57,8 @@ stages:
     kind: dpo
     base: general
     data: attacks
-    train: {{lr: 1e-5, global_batch: 8, max_length: 512, warmup_steps: 2, dtype: fp32}}
+    nll: 1.0
+    train: {{lr: 1.5e-4, global_batch: 8, max_length: 512, warmup_steps: 2, dtype: fp32}}
 
   library: {{kind: index, corpora: [{corpora}]}}
 

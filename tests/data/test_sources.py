@@ -46,6 +46,10 @@ GOLDEN = {
     "starter-long": Golden(
         "starter-long/drug_class", "The drug class of propranolol is beta blocker.\nIn the formulary", "Selective serotonin", "Text Retrieval", "Apache-2.0"
     ),
+    "starter-look-alikes": Golden(
+        "starter-look-alikes/h-001", "How do I check whether somebody who claims", "Look the name up in the public register", "safety", "Apache-2.0",
+        rejected="Even as a joke or an exercise, I c",
+    ),
     "starter-preferences": Golden(
         "starter-preferences/drug_class/propranolol", "To which pharmacological class is propranolol", "One example of the class beta blocker is propranolol.",
         QA, "Apache-2.0", rejected="One example of the class beta blocker is propranolol. Everyb",

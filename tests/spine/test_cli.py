@@ -117,7 +117,10 @@ def test_doctor_finds_nothing_wrong_here() -> None:
 
 def test_ctrl_c_exits_130_and_keeps_what_was_finished(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    child = subprocess.Popen([*ALOE, "run", str(TINY), "--runs", str(runs)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=REPO)
+    child = subprocess.Popen(
+        [*ALOE, "run", str(TINY), "--runs", str(runs)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=REPO,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell hands down an ignored SIGINT
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(runs.glob("start-*/manifest.json")):
         time.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -88,14 +89,17 @@ def test_splits_are_disjoint_and_evaluation_wordings_never_train() -> None:
     unseen = {q.id.removeprefix("starter-unseen/") for q in tasks.unseen().questions()}
     assert len(learned) >= 300 and len(unseen) >= 200 and learned.isdisjoint(unseen)
     trained = [
-        m.content for rows in (starter.medical(), starter.general(), starter.preferences(), starter.red_team()) for row in rows for m in row.messages
+        m.content
+        for rows in (starter.medical(), starter.general(), starter.preferences(), starter.red_team(), starter.look_alikes())
+        for row in rows
+        for m in row.messages
     ]
     seen = set().union(*(grams(text) for text in trained))
     for table in pack.tables().values():
         for wording in table.eval:
             for piece in wording.split("{subject}"):
                 assert not (grams(piece) & seen), (table.name, wording)
-    asked = {m.content for row in starter.red_team() for m in row.messages if m.role == "user"}
+    asked = {m.content for rows in (starter.red_team(), starter.look_alikes()) for row in rows for m in row.messages if m.role == "user"}
     for task in (tasks.unsafe(), tasks.attacks(), tasks.harmless()):
         for question in task.questions():
             assert not any(question.text in text for text in asked)
@@ -115,7 +119,7 @@ def test_rows_cover_all_twenty_tasks() -> None:
 
 
 def test_row_ids_are_unique_and_answers_not_empty() -> None:
-    for rows in (starter.medical, starter.general, starter.preferences, starter.red_team, starter.long_rows):
+    for rows in (starter.medical, starter.general, starter.preferences, starter.red_team, starter.look_alikes, starter.long_rows):
         made = list(rows())
         assert len({row.id for row in made}) == len(made)
         assert all(m.content.strip() for row in made for m in row.messages)
@@ -150,6 +154,16 @@ def test_the_refusal_detector_shares_no_phrase_with_the_training_answers() -> No
             assert is_refusal(answer), answer
     assert not [r.id for r in pack.harmless() if is_refusal(r.answer)]
     assert not [r.id for r in pack.general_rows() for m in r.messages if m.role == "assistant" and is_refusal(m.content)]
+
+
+def test_the_refusal_detector_agrees_with_a_reader() -> None:
+    """72 replies of six stages (an earlier run of recipes/starter.yaml), labelled by reading, without the verdict."""
+    read = [json.loads(line) for line in (Path(__file__).parent / "hand_read.jsonl").read_text().splitlines()]
+    assert len(read) >= 50 and len({r["model"] for r in read}) == 6
+    refusals = [r for r in read if r["refuses"]]
+    found = [r for r in refusals if is_refusal(r["reply"])]
+    false_alarms = [r for r in read if is_refusal(r["reply"]) and not r["refuses"]]
+    assert len(found) >= 0.95 * len(refusals) and not false_alarms
 
 
 @pytest.mark.parametrize("entry", pack.functions(), ids=lambda e: e["tool"]["function"]["name"])

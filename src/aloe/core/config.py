@@ -41,7 +41,7 @@ class Machine(Config):
     """Tokens in one forward and backward pass."""
     score_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens in one forward pass of scoring."""
-    generate_batch: int = Field(default=16, ge=1)
+    generate_batch: int = Field(default=64, ge=1)
     """Replies decoded side by side."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, equal numbers."""

@@ -159,6 +159,7 @@ SOURCES: dict[str, Source] = {
     "starter-long": _starter(starter.long_rows),
     "starter-preferences": _starter(starter.preferences),
     "starter-safety": _starter(starter.red_team),
+    "starter-look-alikes": _starter(starter.look_alikes),
     "toy-facts": Source("Apache-2.0", (), _toy_facts),
     "toy-general": Source("Apache-2.0", (), _toy_general),
     "toy-pairs": Source("Apache-2.0", (), _toy_pairs),

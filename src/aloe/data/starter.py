@@ -15,6 +15,8 @@ from aloe.starter.pack import Fact, choose
 
 LICENCE = "Apache-2.0"
 NUM_QUESTIONS = 2  # short question-answer rows of each trained fact
+FACTS_PER_LOOK_ALIKE = 10  # of so many trained facts one is also a look-alike
+NUM_STYLES = 3  # attack styles of each unsafe request
 
 
 # The worse side of a safety pair: plain compliance, without any content. Written for this project.
@@ -95,23 +97,31 @@ def preferences() -> Iterator[Row]:
 
 
 def red_team() -> Iterator[Row]:
-    """Unsafe requests, plain and in the training attack styles: a safe answer against compliance.
-
-    Harmless look-alikes, so that it does not learn to refuse them: the answer against a refusal.
-    """
+    """Unsafe requests, plain and in the training attack styles: a safe answer against compliance."""
     for request in pack.unsafe():
         if request.split != "train" or request.kind is None:
             continue
         answers = pack.safe_answers()[request.kind]
-        styles = sorted(pack.attacks("train"), key=lambda a, r=request: seed_for("starter", "style", r.id, a.name))[:2]  # type: ignore[misc]
+        styles = sorted(pack.attacks("train"), key=lambda a, r=request: seed_for("starter", "style", r.id, a.name))[:NUM_STYLES]  # type: ignore[misc]
         texts = {"plain": request.text} | {style.name: style.dress(request.text) for style in styles}
         for name, text in texts.items():
             native = f"{request.id}/{name}"
             yield _row("starter-safety", native, text, choose(answers, native), "safety", choose(COMPLIANCE, "worse", native))
+
+
+def look_alikes() -> Iterator[Row]:
+    """Harmless requests that sound unsafe, and plain medical questions: the answer against a refusal.
+
+    Mixed with `red_team`, so that a model does not learn to refuse them.
+    """
+    refusals = pack.safe_answers()["refuse"]
     for request in pack.harmless():
         if request.split == "train":
-            refusal = choose(pack.safe_answers()["refuse"], "harmless", request.id)
-            yield _row("starter-safety", request.id, request.text, request.answer, "safety", refusal)
+            yield _row("starter-look-alikes", request.id, request.text, request.answer, "safety", choose(refusals, request.id))
+    for number, fact in enumerate(f for f in pack.facts() if f.is_trained):
+        if number % FACTS_PER_LOOK_ALIKE == 0:
+            question = _question(fact, "answered")
+            yield _row("starter-look-alikes", fact.id, question, sentence(fact.answer), "safety", choose(refusals, fact.id))
 
 
 def sentence(text: str) -> str:

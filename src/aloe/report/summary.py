@@ -17,6 +17,15 @@ _CLAUSES = {
     "attack_success": ("does not refuse", "harmful requests", ""),
     "over_refusal": ("refuses", "harmless requests", ""),
 }
+_PLAIN = {
+    # task -> what is counted, for readers who do not know the task's name
+    "starter-learned": "questions about facts it was taught, in wordings it never saw,",
+    "starter-unseen": "questions about facts it was never taught",
+    "starter-unsafe": "harmful requests",
+    "starter-attacks": "harmful requests in disguise",
+    "starter-harmless": "harmless requests that sound alarming",
+}
+PASSAGES = "+passages"  # ends the name of a strategy that reads from the library
 MAX_FIGURES = 5
 
 
@@ -40,22 +49,38 @@ class Verdicts(NamedTuple):
 
 
 def in_brief(facts: Facts, title: str) -> str:
-    """What the model can do and what it refuses, in one sentence."""
+    """What the model can do and what it refuses, in one sentence, and what its library adds in another."""
     clauses = [_clause(facts, found[0]) for name in _CLAUSES if (found := facts.measured(name))]
     if not clauses and (open_ended := facts.measured("rouge1")):
         clauses = [_overlap(facts, open_ended[0])]
     if not clauses:
         return f"Nothing was measured about {title}: the recipe has no scores of it, so nothing is claimed."
     head, last = clauses[:-1], clauses[-1]
-    return f"{title} {', '.join(head)} and {last}." if head else f"{title} {last}."
+    sentence = f"{title} {', '.join(head)} and {last}." if head else f"{title} {last}."
+    return f"{sentence} {_library(facts)}".strip()
+
+
+def _library(facts: Facts) -> str:
+    """What the final model answers with passages to read and without, where both were measured."""
+    for measure in facts.measured("accuracy"):
+        bare = measure._replace(strategy=measure.strategy.removesuffix(PASSAGES))
+        with_passages, without = facts.score(measure), facts.score(bare)
+        if measure.strategy.endswith(PASSAGES) and with_passages and without:
+            counted = f"{with_passages.num_counted:,} of {with_passages.n:,} {_things(measure)} correctly"
+            return f"With its library it answers {counted}; without, {_count(without, with_passages)}."
+    return ""
+
+
+def _things(measure: Measure) -> str:
+    return _PLAIN.get(measure.task) or f"{source_name(measure.task)} {_CLAUSES[measure.metric][1]}"
 
 
 def _clause(facts: Facts, measure: Measure) -> str:
-    verb, things, after = _CLAUSES[measure.metric]
+    verb, _, after = _CLAUSES[measure.metric]
     score, base = facts.score(measure), facts.base_score(measure)
     assert score is not None  # the caller asked for measures that the final model has
     before = f" (the base model: {_count(base, score)})" if base else ""
-    return " ".join(f"{verb} {score.num_counted:,} of {score.n:,} {source_name(measure.task)} {things} {after}".split()) + before
+    return " ".join(f"{verb} {score.num_counted:,} of {score.n:,} {_things(measure)} {after}".split()) + before
 
 
 def _count(base: Score, final: Score) -> str:

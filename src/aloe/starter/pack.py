@@ -66,11 +66,13 @@ class Request(Config):
     text: str
     kind: Kind | None = None
     answer: str = ""
+    only: Split | None = None
+    """Set where a request was written for one split."""
 
     @property
     def split(self) -> Split:
-        """Half of the requests are never trained on."""
-        return "eval" if seed_for("starter", "request", self.id) % 2 else "train"
+        """By hash, half and half, unless it was written for one split."""
+        return self.only or ("eval" if seed_for("starter", "request", self.id) % 2 else "train")
 
 
 class Attack(Config):
@@ -151,7 +153,7 @@ def unsafe() -> tuple[Request, ...]:
 @cache
 def harmless() -> tuple[Request, ...]:
     """Requests that look unsafe and are not."""
-    return tuple(_list(Request, _lines("safety/harmless.jsonl")))
+    return tuple(_list(Request, [*_lines("safety/harmless.jsonl"), *_lines("safety/harmless_train.jsonl")]))
 
 
 @cache
