@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aloe.core.log import QUIET
-from aloe.merge.folder import merge, read_spec
+from aloe.merge.command import merge, read_spec
 from aloe.merge.output import Output
 from aloe.merge.tensors import TensorFolder, Work
 
@@ -50,7 +50,14 @@ def tokenizer(words: Sequence[str] = WORDS, added: Sequence[str] = ()) -> dict[s
 
 
 def write_model(
-    path: Path, weights: Weights, dtype: str = "F32", *, words: Sequence[str] | None = WORDS, added: Sequence[str] = (), shard_bytes: int = 1 << 40, **config: Any
+    path: Path,
+    weights: Weights,
+    dtype: str = "F32",
+    *,
+    words: Sequence[str] | None = WORDS,
+    added: Sequence[str] = (),
+    shard_bytes: int = 1 << 40,
+    **config: Any,
 ) -> Path:
     path.mkdir(parents=True)
     output, work = Output(path, {name: (dtype, value.shape) for name, value in weights.items()}, shard_bytes), Work()
@@ -58,7 +65,13 @@ def write_model(
         output.write(name, 0, np.array(value, np.float32).reshape(-1), work)
     output.finish()
     rows = weights[EMBEDDING].shape[0] if EMBEDDING in weights else 0
-    base = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": MLP, "num_hidden_layers": LAYERS}
+    base = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": MLP,
+        "num_hidden_layers": LAYERS,
+    }
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": rows, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"}
     (path / "config.json").write_text(json.dumps({**base, **heads, "tie_word_embeddings": HEAD not in weights, **config}))
     if words is not None:
@@ -76,7 +89,9 @@ def read_model(path: Path) -> Weights:
         folder.close()
 
 
-def run_yaml(text: str, folder: Path, out: str = "out", *, at: dict[str, Path] | None = None, seed: int = 0, rescale: Any = "l1", **options: Any) -> Path:
+def run_yaml(
+    text: str, folder: Path, out: str = "out", *, at: dict[str, Path] | None = None, seed: int = 0, rescale: Any = "l1", **options: Any
+) -> Path:
     """Write the YAML into a folder and merge it to folder/out."""
     config = folder / f"{out}.yaml"
     config.write_text(text)

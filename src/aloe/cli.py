@@ -123,7 +123,7 @@ def merge(
     threads: Annotated[int, typer.Option(help="0 = one a processor.")] = 0,
     shard_gb: Annotated[float, typer.Option(help="Largest weights file.")] = 5.0,
 ) -> None:  # fmt: skip
-    """Merge models by a mergekit YAML.  Example: aloe merge examples/merge/llama-3.1-8b.yaml merged --preview"""
+    """Merge models by a mergekit YAML.  Example: aloe merge recipes/merge/aloe-8b.yaml merged --preview"""
     from aloe.merge.command import run_command
 
     for line in run_command(config, out, preview=preview, at=at or [], seed=seed, rescale=rescale, threads=threads, shard_gb=shard_gb):

@@ -188,7 +188,7 @@ class Merge(MergeOptions, Stage):
         return sizes["base"], Cost(0.02 + count * len(self.models) / 4e9, 0.2, 4 * count / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.merge.stage import run_merge
+        from aloe.merge.merge import run_merge
 
         return run_merge(
             self, inputs["base"].path, {name: inputs[f"models.{name}"].path for name in self.models}, out,

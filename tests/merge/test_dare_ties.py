@@ -121,9 +121,8 @@ def test_what_stays_is_divided_by_the_density(density: float) -> None:
 def test_the_mean_of_dare_over_a_thousand_seeds_is_the_delta(density: float) -> None:
     delta, runs = noise(256), 1000
     mean = np.mean([dare(delta, density, seed) for seed in range(runs)], axis=0, dtype=np.float64)
-    # One entry is delta / p with probability p, else 0: variance delta^2 (1 - p) / p. Five sigma of the mean for 256 entries,
-    # and the probability is a multiple of 1 / 65536, which moves the expectation by up to 2^-17 / p of the delta.
-    bound = np.abs(delta) * (5 * np.sqrt((1 - density) / density / runs) + 2**-17 / density)
+    # One entry is delta / p with probability p, else 0: variance delta^2 (1 - p) / p. Five sigma of the mean for 256 entries.
+    bound = np.abs(delta) * 5 * np.sqrt((1 - density) / density / runs)
     assert np.all(np.abs(mean - delta) <= bound)
     # All entries together: their standardised squares average 1, with sigma sqrt(2 / 256) = 0.09.
     squares = np.square(mean / delta - 1) / ((1 - density) / density / runs)
@@ -135,6 +134,15 @@ def test_the_mean_of_dare_over_a_thousand_seeds_is_the_delta(density: float) -> 
 def test_the_share_that_stays_is_the_density_within_three_sigma(density: float, seed: int) -> None:
     size = 2**18
     assert abs(keep_mask((512, 512), density, seed).sum() - size * density) < 3 * np.sqrt(size * density * (1 - density))
+
+
+def test_a_density_between_two_steps_of_the_draw_is_rescaled_by_the_one_that_was_drawn() -> None:
+    # 0.0001 is 6.55 / 65536: 7 of 65536 stay. Divided by 0.0001 the mean would be 7 % too large.
+    delta = np.ones(2**22, np.float32)
+    mean = dare(delta, 0.0001, 1).mean(dtype=np.float64)
+    share = 7 / 65536
+    assert abs(mean - 1) < 3 * np.sqrt((1 - share) / share / delta.size)
+    assert dare(delta, 0.0001, 1).max() == np.float32(65536 / 7) and keep_mask((4,), 1e-9, 1).shape == (4,)
 
 
 def test_masks_of_two_seeds_overlap_as_chance_says() -> None:
@@ -175,7 +183,8 @@ def test_l1_keeps_the_sum_of_magnitudes() -> None:
 
 
 def test_l1_of_a_delta_that_is_dropped_whole_is_zero() -> None:
-    np.testing.assert_array_equal(dare(array(1, 2), 1e-9, 2, "l1"), array(0, 0))
+    np.testing.assert_array_equal(dare(array(1, 2), 0.0, 2, "l1"), array(0, 0))
+    np.testing.assert_array_equal(dare(array(1, 2), 0.0, 2), array(0, 0))
     np.testing.assert_array_equal(dare(array(0, 0), 0.5, 2, "l1"), array(0, 0))
 
 

@@ -49,9 +49,7 @@ def test_ties_trims_to_the_largest_elects_and_averages() -> None:
     # halves: [0, -3, 0, 4] and [2, 5, 0, 0]; sums 2, 2, 0, 4 -> all +; agreeing: 2, 5, 0, 4, each alone
     np.testing.assert_array_equal(ties(ZERO, [array(1, -3, 2, 4), array(2, 5, 1, -1)], [1, 1], [0.5, 0.5]), array(2, 5, 0, 4))
     # unnormalised and weighted: [0, -3, 0, 4] and half of [2, 5, 0, 0]; sums 1, -0.5, 0, 4
-    np.testing.assert_array_equal(
-        ties(ZERO, [array(1, -3, 2, 4), array(2, 5, 1, -1)], [1, 0.5], [0.5, 0.5], normalise=False), array(1, -3, 0, 4)
-    )
+    np.testing.assert_array_equal(ties(ZERO, [array(1, -3, 2, 4), array(2, 5, 1, -1)], [1, 0.5], [0.5, 0.5], normalise=False), array(1, -3, 0, 4))
 
 
 def test_ties_keeps_as_many_as_the_density_says_and_the_first_of_equals() -> None:

@@ -64,6 +64,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
         "base": "other", "models": {"sft": {"weight": 0.7}}, "models.*.weight": 0.3, "models.*.density": 0.5, "density": 0.5, "rescale": "l1", "normalise": True, "scale": 0.5,
+        "method": "dare_linear",
     },
     "dpo": {"base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "beta": 0.5, "nll": 0.5, "chunks": 3, "reference": "previous_chunk"},
     "library": {"corpora": ["toy"], "embedder": "none", "passage_words": 20},
@@ -75,6 +76,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 EXTRA = {  # fields that only matter together with another
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
+    ("merged", "gamma"): {"method": "breadcrumbs", "gamma": 0.2},
+    ("merged", "t"): {"method": "slerp", "models": {"sft": {}}, "density": None, "t": 0.3},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
 }
 REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from aloe.core.errors import ModelError
-from aloe.merge.methods import Source
-from aloe.merge.sources import Stored
-from aloe.merge.tensors import Array, TensorFolder, Work
+from aloe.merge.tensors import Array, Source, Stored, TensorFolder, Work
 
 CONFIG = "adapter_config.json"
 _FACTORS = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")

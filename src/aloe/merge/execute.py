@@ -13,10 +13,10 @@ from threading import Lock
 
 import numpy as np
 
-from aloe.merge.methods import Chunk, Source, Tally, TensorMerge
+from aloe.merge.methods import Chunk, Tally, TensorMerge
 from aloe.merge.output import Output
 from aloe.merge.sparsify import BLOCK
-from aloe.merge.tensors import Work
+from aloe.merge.tensors import Source, Work
 
 CHUNK = 4 * BLOCK
 """Entries worked on at once: a chunk of each model and the temporaries fit into a core's second-level cache."""

@@ -12,10 +12,13 @@ import numpy as np
 
 from aloe.core.errors import ModelError
 from aloe.core.log import Log
+from aloe.merge.adapter import is_adapter
+from aloe.merge.config import MergeSpec, ModelSpec, Setting
 from aloe.merge.execute import CHUNK, Job, NotFinite, execute, num_threads
 from aloe.merge.models import read_config
+from aloe.merge.options import MergeOptions
 from aloe.merge.output import Output, write_file
-from aloe.merge.plan import Plan
+from aloe.merge.plan import Plan, make_plan
 from aloe.merge.tensors import Work
 from aloe.merge.vocabulary import extended
 
@@ -28,6 +31,24 @@ _TOKENIZER_FILES = (
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 Statistics = dict[str, dict[str, Any]]
 """Tensor -> entries, entries that stayed and norm of the delta of each model, entries where signs conflict."""
+
+
+def run_merge(
+    options: MergeOptions, base: Path, models: Mapping[str, Path], out: Path, *, seed: int, threads: int, log: Log, label: str
+) -> dict[str, Any]:
+    """The merge stage: the folders of earlier stages merged in float32; returns the metrics. A model that is an adapter is one on the base."""
+    specs = []
+    for name, folder in models.items():
+        given = options.models[name]
+        settings: dict[str, Setting] = {"density": given.density or options.density or 1.0, "gamma": options.gamma}
+        if given.weight is not None:
+            settings["weight"] = given.weight
+        specs.append(ModelSpec(name, base, folder, settings) if is_adapter(folder) else ModelSpec(name, folder, None, settings))
+    # The base's name enters no draw; it may not be that of a model.
+    whole: dict[str, Setting] = {"normalize": options.normalise, "lambda": options.scale, "t": options.t}
+    start = None if options.method == "linear" else ModelSpec("base", base)
+    spec = MergeSpec(options.method, tuple(specs), start, whole, dtype="F32", seed=seed, rescale=options.rescale)
+    return merge_into(make_plan(spec), out, log=log, label=label, threads=threads, shard_bytes=1 << 62)
 
 
 def merge_into(

@@ -19,19 +19,7 @@ import numpy as np
 from aloe.merge import arithmetic
 from aloe.merge.options import Method, Rescale
 from aloe.merge.sparsify import Random, Ranks, Selection, Sparsifier, Sums
-from aloe.merge.tensors import Array, Work
-
-
-class Source:
-    """A tensor of a model, flat, in float32."""
-
-    def read_into(self, start: int, out: Array, work: Work) -> None:
-        """Elements start .. start + out.size."""
-        raise NotImplementedError
-
-    def delta_into(self, base: Source, start: int, out: Array, work: Work) -> bool:
-        """The difference from `base` where it is known without subtracting; returns whether it is."""
-        return False
+from aloe.merge.tensors import Array, Source, Work
 
 
 class Chunk:
@@ -192,7 +180,8 @@ class ModelStock(TensorMerge):
         tally.count([chunk.size] * self._number, arithmetic.sign_conflicts(deltas, chunk.work))
         np.divide(total, np.float32(self._number), out=total)
         np.multiply(total, self._ratio, out=total)
-        rest = np.multiply(chunk.base(), np.float32(1) - self._ratio, out=chunk.work("rest", chunk.size))
+        rest: Array = chunk.work("rest", chunk.size)
+        np.multiply(chunk.base(), np.float32(1) - self._ratio, out=rest)
         return np.add(total, rest, out=total)
 
 

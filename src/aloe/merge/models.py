@@ -11,9 +11,7 @@ import numpy as np
 from aloe.core.errors import ModelError
 from aloe.merge.adapter import Adapter
 from aloe.merge.config import ModelSpec
-from aloe.merge.methods import Source
-from aloe.merge.sources import Stored
-from aloe.merge.tensors import TensorFolder, Work
+from aloe.merge.tensors import Source, Stored, TensorFolder, Work
 from aloe.merge.vocabulary import Vocabulary, read_vocabulary
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")

@@ -16,11 +16,10 @@ from aloe.core.errors import AloeError, ModelError
 from aloe.core.seeds import seed_for
 from aloe.merge.config import MergeSpec, ModelSpec, Setting, Value, resolve
 from aloe.merge.execute import Job
-from aloe.merge.methods import Options, Part, Source, tensor_merge
+from aloe.merge.methods import Options, Part, tensor_merge
 from aloe.merge.models import Model
-from aloe.merge.sources import Matrix, TokenRows
-from aloe.merge.tensors import TensorFolder
-from aloe.merge.vocabulary import Vocabulary, difference, read_vocabulary, row_map, union
+from aloe.merge.tensors import Source, TensorFolder
+from aloe.merge.vocabulary import Matrix, TokenRows, Vocabulary, difference, read_vocabulary, row_map, union
 
 _NORMALISES = {"linear", "ties"}  # by default, as in the papers
 _RESCALES = {"dare_linear", "dare_ties"}

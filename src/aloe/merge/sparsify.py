@@ -61,13 +61,15 @@ class Selection:
 
 
 class Random(Selection):
-    """Each entry stays with probability `density` (to 1/65536), independently of its value: DARE (Yu et al. 2023, eq. 2).
+    """Each entry stays with probability `density`, independently of its value: DARE (Yu et al. 2023, eq. 2).
 
-    Entry i has the 16-bit number i of the Philox4x64-10 stream of key `seed`, wherever the chunk that it comes in begins.
+    `density` becomes the nearest multiple of 1/65536 (but not zero), and it is this that `inverse_density` divides by, so that the
+    mean over seeds is the delta exactly. Entry i has the 16-bit number i of the Philox4x64-10 stream of key `seed`, wherever the chunk that it comes in begins.
     """
 
     def __init__(self, density: float, seed: int) -> None:
-        self.threshold, self.seed = round(density * 65536), seed
+        self.threshold, self.seed = max(round(density * 65536), 1 if density > 0 else 0), seed
+        self.density = self.threshold / 65536
 
     def mask(self, delta: Array, start: int, work: Work) -> Mask | None:
         assert start % 16 == 0, "a counter makes four 64-bit words, sixteen draws"
@@ -190,12 +192,13 @@ def _magnitude(delta: Array, work: Work) -> NDArray[np.uint32]:
 class Sparsifier:
     """A selection and its rescaling, for the delta of one tensor of one model.
 
-    `inverse_density` divides what stays by the density (the DARE paper); `l1` multiplies it so that the sum of magnitudes is that
+    `inverse_density` divides what stays by the density, of which a Random selection says its own (the DARE paper); `l1` multiplies it so that the sum of magnitudes is that
     of the whole delta (mergekit since February 2025).
     """
 
     def __init__(self, selection: Selection, density: float, rescale: Rescale) -> None:
-        self.selection, self.density = selection, density
+        self.selection = selection
+        self.density = selection.density if isinstance(selection, Random) else density
         self.rescale: Rescale = "none" if type(selection) is Selection else rescale
         self._all, self._kept = Sums(), Sums()
         self._factor: np.float32 | None = None
@@ -235,6 +238,6 @@ class Sparsifier:
         if self.rescale == "l1":
             assert self._factor is not None
             np.multiply(out, self._factor, out=out)
-        elif self.rescale == "inverse_density":
+        elif self.rescale == "inverse_density" and self.density > 0:
             np.divide(out, np.float32(self.density), out=out)
         return int(np.count_nonzero(keep))

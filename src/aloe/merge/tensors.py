@@ -11,6 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -132,6 +133,29 @@ class TensorFolder:
             if count == 0:
                 raise _damaged(entry.file, "the file became shorter while it was read")
             view, at = view[count:], at + count
+
+
+class Source:
+    """A tensor of a model, flat, in float32."""
+
+    def read_into(self, start: int, out: Array, work: Work) -> None:
+        """Elements start .. start + out.size."""
+        raise NotImplementedError
+
+    def delta_into(self, base: Source, start: int, out: Array, work: Work) -> bool:
+        """The difference from `base` where it is known without subtracting; returns whether it is."""
+        return False
+
+
+@dataclass(frozen=True)
+class Stored(Source):
+    """A tensor as it lies in its file."""
+
+    tensors: TensorFolder
+    name: str
+
+    def read_into(self, start: int, out: Array, work: Work) -> None:
+        self.tensors.read_into(self.name, start, out, work)
 
 
 def read_header(file: Path) -> dict[str, Entry]:
