@@ -18,9 +18,10 @@ _NEARLY_PARALLEL = 0.9995  # beyond this the sine of the angle is mostly roundin
 def weighted_sum(weighted: Sequence[Array], work: Work) -> Array:
     """The sum, in the order given."""
     total: Array = work("total", weighted[0].size)
-    np.copyto(total, weighted[0])
-    for other in weighted[1:]:
-        np.add(total, other, out=total)
+    if len(weighted) == 1:
+        np.copyto(total, weighted[0])
+    for number, other in enumerate(weighted[1:]):
+        np.add(total if number else weighted[0], other, out=total)
     return total
 
 

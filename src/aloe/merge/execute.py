@@ -18,9 +18,9 @@ from aloe.merge.output import Output
 from aloe.merge.sparsify import BLOCK
 from aloe.merge.tensors import Source, Work
 
-CHUNK = 4 * BLOCK
-"""Entries worked on at once: a chunk of each model and the temporaries fit into a core's second-level cache."""
-_GROUP = 1 << 22  # entries of the tensors that are worked on together
+CHUNK = 16 * BLOCK
+"""Entries worked on at once. Smaller ones stay in the second-level cache, but the threads then fight for the interpreter's lock."""
+_GROUP = 1 << 23  # entries of the tensors that are worked on together
 
 
 class NotFinite(Exception):

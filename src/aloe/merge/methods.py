@@ -136,8 +136,8 @@ class Deltas(TensorMerge):
         for number, (sparsifier, weight) in enumerate(zip(self.sparsifiers, self.weights, strict=True)):
             delta = chunk.delta(number)
             tally.delta(number, delta)
-            kept.append(sparsifier.apply(delta, chunk.start, delta, chunk.work))
-            weighted.append(np.multiply(delta, weight, out=delta) if weight != 1 else delta)
+            kept.append(sparsifier.apply(delta, chunk.start, float(weight), chunk.work))
+            weighted.append(delta)
         if not weighted:
             return chunk.base()
         tally.count(kept, arithmetic.sign_conflicts(weighted, chunk.work))
