@@ -25,7 +25,9 @@ FAST_CHUNK = 8192
 def shapes(num_tokens: int = len(WORDS), tied: bool = True, hidden: int = HIDDEN, layers: int = LAYERS, mlp: int = MLP) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {EMBEDDING: (num_tokens, hidden), NORM: (hidden,)} | ({} if tied else {HEAD: (num_tokens, hidden)})
     for layer in range(layers):
-        own = {"input_layernorm": (hidden,), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp), "self_attn.q_proj": (hidden, hidden)}
+        own: dict[str, tuple[int, ...]] = {"mlp.up_proj": (mlp, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}
+        own |= {f"{name}_layernorm": (hidden,) for name in ("input", "post_attention")}
+        own |= {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
         found |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in own.items()}
     return found
 

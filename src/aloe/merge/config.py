@@ -1,7 +1,7 @@
 """A merge as data, and mergekit's YAML read into it unchanged: what is not supported is refused by its name.
 
 mergekit ignores names that it does not know and settings that its method does not use; the first are refused here, the second noted.
-Facts about its behaviour were found by running it (tests/parity/test_mergekit.py), its source was not read.
+Facts about its behaviour were found by running it (tests/parity/test_merge.py), its source was not read.
 """
 
 from __future__ import annotations
