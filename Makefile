@@ -11,7 +11,7 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/pytest
 
-test-all: .venv/ready
+test-all: .venv/ready .bench/mergekit/ready
 	ALOE_DATA=$${ALOE_DATA:-$(abspath ../shared/data)} .venv/bin/pytest -m "slow or not slow"
 
 lint: .venv/ready
@@ -19,8 +19,17 @@ lint: .venv/ready
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/ready
-	@echo "no benchmark is written yet: benchmarks/ holds the claims to come" && exit 2
+# One claim (make bench BENCH=merge) or all of them; each peer has a venv of its own.
+BENCH ?= merge
+PEER_merge := mergekit
+bench: .venv/ready $(foreach name,$(BENCH),.bench/$(PEER_$(name))/ready)
+	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
+
+.bench/%/ready: requirements/bench-%.txt
+	$(PYTHON) -m venv --clear .bench/$*
+	.bench/$*/bin/pip install --quiet --no-deps -r requirements/torch-cpu.txt || .bench/$*/bin/pip install --quiet torch==2.13.0
+	.bench/$*/bin/pip install --quiet --no-deps -r $<
+	touch $@
 
 # --no-deps: the lists are complete. torch is the CPU build where pip finds one, otherwise the public build, whose Linux
 # wheel needs the CUDA libraries of cuda.txt.
