@@ -102,3 +102,19 @@ def test_a_setting_without_a_value_for_a_tensor_is_refused_before_anything_is_wr
     with pytest.raises(AloeError, match="weight has no value for"):
         run_yaml(text, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "one", "out.yaml"}
+
+
+def test_the_example_of_the_published_8b_merges_toys_in_its_place(tmp_path: Path) -> None:
+    import json
+
+    from merges import drawn, run_yaml, write_model
+
+    text = (Path(__file__).resolve().parents[2] / "recipes/merge/aloe-8b.yaml").read_text()
+    base = drawn(0)
+    for seed, name in enumerate(("llama-3.1-8b", "aloe-sft", "llama-3.1-8b-instruct")):
+        write_model(tmp_path / name, drawn(seed, base) if seed else base)
+    (tmp_path / "llama-3.1-8b-instruct/chat_template.jinja").write_text("{{ messages }}")
+    out = run_yaml(text, tmp_path, rescale="inverse_density")
+    record = json.loads((out / "merge.json").read_text())
+    assert (record["method"], record["rescale"]) == ("dare_ties", "inverse_density") and (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16" and text in (out / "README.md").read_text()

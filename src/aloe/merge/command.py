@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -107,6 +107,7 @@ def merge(out: Path, spec: MergeSpec, *, threads: int = 0, chunk: int = CHUNK, s
             record = json.loads((folder / RECORD).read_text())
             write_file(folder / RECORD, json.dumps({"fingerprint": key, **record}, indent=1) + "\n")
             write_file(folder / "README.md", card(out.name, plan, record))
+            _flush(folder)
             folder.rename(out)
             _flush(out.parent)
         return facts
@@ -118,9 +119,10 @@ def _folder(name: str, config: Path, places: Mapping[str, Path]) -> Path | None:
     """The folder of a model: as told, from here, beside the YAML, or at a pinned revision of the hub."""
     if name in places:
         return places[name].resolve()
-    for path in (Path(name).expanduser(), config.parent / name):
-        if path.is_dir():
-            return path.resolve()
+    with suppress(OSError, ValueError, RuntimeError):  # names that no file can have
+        for path in (Path(name).expanduser(), config.parent / name):
+            if path.is_dir():
+                return path.resolve()
     if name.count("/") == 1 and "@" in name and not name.startswith((".", "/")):
         from aloe.models.base import locate  # reaches for the network
 
