@@ -154,7 +154,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_and_not_a_dead
     folder = TensorFolder(tmp_path)
     with file.open("r+b") as handle:
         handle.truncate(file.stat().st_size // 2)
-    with pytest.raises(ModelError, match="became shorter"):
+    with pytest.raises(ModelError, match="became shorter"):  # between the header and the first look
         folder.read("a")
 
 

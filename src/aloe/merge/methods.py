@@ -23,7 +23,7 @@ from aloe.merge.tensors import Array, Source, Work
 
 
 class Chunk:
-    """Elements start .. start + size of one tensor in all models, read when asked for. A model's array is valid until asked for again."""
+    """Elements start .. start + size of one tensor in all models, read when asked for."""
 
     def __init__(self, base: Source | None, models: Sequence[Source], start: int, size: int, work: Work) -> None:
         self._base, self._models = base, models
@@ -38,7 +38,7 @@ class Chunk:
         return self._origin
 
     def model(self, number: int) -> Array:
-        """A model's elements; may be overwritten."""
+        """A model's elements; not to be overwritten, and valid until its model or delta is asked for again."""
         return self._read(self._models[number], f"model {number}")
 
     def delta(self, number: int) -> Array:
@@ -47,10 +47,11 @@ class Chunk:
         out: Array = self.work(f"model {number}", self.size)
         if self._models[number].delta_into(self._base, self.start, out, self.work):
             return out
-        model = self.model(number)
-        return np.subtract(model, self.base(), out=model)
+        return np.subtract(self.model(number), self.base(), out=out)
 
     def _read(self, source: Source, name: str) -> Array:
+        if (values := source.view(self.start, self.size)) is not None:
+            return values
         out: Array = self.work(name, self.size)
         source.read_into(self.start, out, self.work)
         return out
@@ -139,7 +140,7 @@ class Deltas(TensorMerge):
             kept.append(sparsifier.apply(delta, chunk.start, float(weight), chunk.work))
             weighted.append(delta)
         if not weighted:
-            return chunk.base()
+            return np.positive(chunk.base(), out=chunk.work("total", chunk.size))
         tally.count(kept, arithmetic.sign_conflicts(weighted, chunk.work))
         if self.elect:
             total = arithmetic.agreeing_sum(weighted, self.weights, self.normalise, chunk.work)
@@ -175,8 +176,8 @@ class ModelStock(TensorMerge):
         for number in range(self._number):
             model = chunk.model(number)
             np.copyto(total, model) if number == 0 else np.add(total, model, out=total)
-            deltas.append(np.subtract(model, chunk.base(), out=model))
-            tally.delta(number, model)
+            deltas.append(np.subtract(model, chunk.base(), out=chunk.work(f"delta {number}", chunk.size)))
+            tally.delta(number, deltas[-1])
         tally.count([chunk.size] * self._number, arithmetic.sign_conflicts(deltas, chunk.work))
         np.divide(total, np.float32(self._number), out=total)
         np.multiply(total, self._ratio, out=total)
@@ -203,14 +204,12 @@ class Slerp(TensorMerge):
         self._shares, self.pending = arithmetic.slerp_shares(base, model, dot, self._t), False
 
     def combine(self, chunk: Chunk, tally: Tally) -> Array:
-        total: Array = chunk.work("total", chunk.size)
-        model = chunk.model(0)
-        np.multiply(model, self._shares[1], out=total)
-        delta = np.subtract(model, chunk.base(), out=model)
-        tally.delta(0, delta)
+        total, other = chunk.work("total", chunk.size), chunk.work("other", chunk.size)
+        tally.delta(0, np.subtract(chunk.model(0), chunk.base(), out=other))
         tally.count([chunk.size], 0)
-        np.multiply(chunk.base(), self._shares[0], out=model)
-        return np.add(model, total, out=total)
+        np.multiply(chunk.model(0), self._shares[1], out=total)
+        np.multiply(chunk.base(), self._shares[0], out=other)
+        return np.add(other, total, out=total)
 
 
 @dataclass(frozen=True)
