@@ -55,10 +55,7 @@ CASES = {
     "1.2b-2": Case(2, "BF16", 128256, 2048, 8192, 16, 32, 8, 5.0),
     "1.2b-4": Case(4, "BF16", 128256, 2048, 8192, 16, 32, 8, 5.0),
 }
-SETTINGS = {
-    "plain": [], "async": ["--async-write"], "async, 2 writers": ["--async-write", "--write-threads", "2"],
-    "small shards": ["--out-shard-size", "100M"], "async, small shards": ["--async-write", "--out-shard-size", "100M"],
-}  # fmt: skip
+SETTINGS = {"plain": [], "async": ["--async-write"], "small shards": ["--out-shard-size", "100M"]}
 
 
 def shapes(case: Case) -> dict[str, tuple[int, ...]]:

@@ -204,7 +204,8 @@ class Slerp(TensorMerge):
         self._shares, self.pending = arithmetic.slerp_shares(base, model, dot, self._t), False
 
     def combine(self, chunk: Chunk, tally: Tally) -> Array:
-        total, other = chunk.work("total", chunk.size), chunk.work("other", chunk.size)
+        total: Array = chunk.work("total", chunk.size)
+        other: Array = chunk.work("other", chunk.size)
         tally.delta(0, np.subtract(chunk.model(0), chunk.base(), out=other))
         tally.count([chunk.size], 0)
         np.multiply(chunk.model(0), self._shares[1], out=total)
