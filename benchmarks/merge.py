@@ -226,22 +226,20 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--work", type=Path, default=None, help="where the models are made (up to 18 GB); default: the system's")
     given = parser.parse_args()
-    cases = []
+    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    machine = f"{os.cpu_count()} x {cpu}, {platform.system()}"
+    results = HERE / "results" / "merge.json"
+    results.parent.mkdir(exist_ok=True)
+    cases = {case["name"]: case for case in json.loads(results.read_text())["cases"]} if results.is_file() else {}
     for name in given.cases:
         with tempfile.TemporaryDirectory(dir=given.work) as folder:
             if (free := shutil.disk_usage(folder).free) < needed_bytes(CASES[name]):
                 raise SystemExit(f"{name} needs {needed_bytes(CASES[name]) / 1e9:.0f} GB in {folder}, {free / 1e9:.0f} are free")
-            cases.append(measure(name, given.pairs, Path(folder)))
-    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine()
-    )
-    found = {
-        "name": "merge", "peer": "mergekit", "peer_version": peer_version(), "equal": all(c["equal"] for c in cases), "commit": commit,
-        "machine": f"{cpu}, {len(os.sched_getaffinity(0))} cores", "cases": cases,
-    }  # fmt: skip
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "merge.json").write_text(json.dumps(found, indent=1) + "\n")
+            cases[name] = measure(name, given.pairs, Path(folder)) | {"commit": commit, "machine": machine}
+        found = {"name": "merge", "peer": "mergekit", "peer_version": peer_version(), "equal": all(case["equal"] for case in cases.values())}
+        found |= {"commit": commit, "machine": machine, "cases": [cases[known] for known in CASES if known in cases]}
+        results.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 
 

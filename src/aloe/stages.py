@@ -177,7 +177,7 @@ class Merge(MergeOptions, Stage):
     """One model of several that were tuned from one base; the fields stand in merge/options.py."""
 
     kind: Literal["merge"]
-    version: ClassVar[int] = 2  # 2: methods beside dare_ties
+    version: ClassVar[int] = 2  # 2: other masks, methods beside dare_ties
     makes: ClassVar[str] = "model"
 
     def refs(self) -> dict[str, Ref]:
