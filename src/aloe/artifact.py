@@ -59,10 +59,14 @@ class Manifest(Config):
     libraries: dict[str, str] = {}
     machine: dict[str, Any] = {}
     planned: dict[str, float] = {}
+    scored: dict[str, float] = {}
+    """Actual over planned."""
     seconds: float = 0.0
     energy: dict[str, Any] = {}
     resumed: int = 0
     """How many times the stage was picked up again after a kill."""
+    counted: int = 1
+    """Attempts whose time and energy are in `seconds` and `energy`: fewer than resumed + 1 where one was killed outright."""
 
 
 @dataclass(frozen=True)

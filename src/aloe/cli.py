@@ -37,6 +37,7 @@ def run(
     from aloe import runner
     from aloe.console import listener
     from aloe.core.log import Log
+    from aloe.exporters import exporting
     from aloe.recipe import load_machine, load_recipe
 
     words = overrides or []
@@ -44,7 +45,8 @@ def run(
     record = {"recipe": str(recipe.resolve()), "overrides": words, "on": str(on.resolve()) if on else None}
     if runs.parent.is_dir():  # the log is opened before the runner makes the folder
         runs.mkdir(exist_ok=True)
-    nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listener()), record=record)
+    with exporting(machine, loaded.name, runs, listener()) as listen:
+        nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listen), record=record)
     for node in nodes:
         print(f"{node.name}: {node.path}")
     reports = [node.path for node in nodes if node.stage.makes == "report"]
@@ -58,33 +60,71 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None, on: On = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
 ) -> None:  # fmt: skip
-    """Show what would run and why, with expected minutes, memory and disk.  Example: aloe plan recipes/tiny.yaml"""
+    """Show what would run and why, and what it will take, without any download.  Example: aloe plan recipes/tiny.yaml"""
     from aloe import runner
     from aloe.artifact import HashMemo
+    from aloe.budget import budget
+    from aloe.explain import explain
     from aloe.recipe import load_machine, load_recipe
 
     loaded, machine = load_recipe(recipe, overrides or []), load_machine(on)
-    nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until)
-    expected = runner.expectations(nodes, machine)
-    print(f"{'stage':<16}{'kind':<10}{'state':<8}{'minutes':>8}{'RAM GB':>8}{'disk GB':>9}  why")
-    total = 0.0
-    for node in nodes:
-        cost = expected[node.name][1]
-        total += 0 if node.done else cost.minutes
-        why = "" if node.done else "; ".join(line.strip() for line in runner.explain(node, runs)[:3])
-        state = "done" if node.done else "run"
-        print(f"{node.name:<16}{node.stage.kind:<10}{state:<8}{cost.minutes:>8.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}  {why}")
-    print(f"expected: {total:.0f} minutes on {machine.name}")
+    nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until, strict=False)
+    costs = {name: cost for name, (_, cost) in runner.expectations(nodes, machine).items()}
+    why = {n.name: "; ".join(line.strip() for line in explain(n, runs)[:3]) for n in nodes if not n.done and not n.missing}
+    for line in budget(nodes, costs, why, machine):
+        print(line)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="axolotl or mergekit YAML, TRL YAML or JSON, or a shell file with OpenRLHF's train_dpo.")],
+    devices: Annotated[int | None, typer.Option(help="Devices of that run: a batch size a device is counted over them.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of that run, where the file gives the warm-up as a share.")] = None,
+    tool: Annotated[str | None, typer.Option("--from", help="axolotl, mergekit, openrlhf or trl; default: what it looks like.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the stages; default: printed.")] = None,
+) -> None:  # fmt: skip
+    """Turn another tool's file into stages, with a line for every setting.  Example: aloe import sft.yaml --devices 32"""
+    from aloe.interop.files import READERS, import_file
+
+    imported = import_file(file, tool=_one_of(tool, READERS, "--from"), devices=devices, steps=steps)
+    for line in imported.lines:
+        print(line, file=sys.stderr)
+    if out:
+        out.write_text(imported.yaml(file.name), encoding="utf-8")
+    else:
+        print(imported.yaml(file.name), end="")
+
+
+@app.command("export-config")
+def export_config(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], stage: StageName,
+    to: Annotated[str, typer.Option("--to", help="axolotl, mergekit, accelerate or deepspeed.")],
+    on: On = None, overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Write a stage as another tool's file.  Example: aloe export-config recipes/aloe-8b.yaml sft --to axolotl --on recipes/machines/h100-32.yaml"""
+    from aloe.interop.export import TARGETS, export
+    from aloe.recipe import load_machine, load_recipe
+
+    print(export(load_recipe(recipe, overrides or []), stage, _one_of(to, TARGETS, "--to"), load_machine(on)), end="")
+
+
+def _one_of(word: str | None, known: Any, option: str) -> Any:
+    from aloe.core.config import nearest
+    from aloe.core.errors import RecipeError
+
+    if word is not None and word not in known:
+        raise RecipeError(f"{option} {word} is not known", where="command line", do=nearest(word, list(known)))
+    return word
 
 
 @app.command()
 def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""
-    from aloe import runner
+    from aloe.explain import explain_history
 
     nodes = {node.name: node for node in _last_nodes(runs, recipe, overrides or [])}
     node = nodes[_known(stage, nodes)]
-    for line in runner.explain_history(node, runs):
+    for line in explain_history(node, runs):
         print(line)
 
 

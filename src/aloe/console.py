@@ -72,11 +72,18 @@ class Progress:
             words.append(f"{self.now['model']}: {self.now['task']} {self.now['strategy']} {self.now['metric']} {self.now['value']:.3f}")
         if "step" in self.now:
             words.append(f"step {self.now['step']}/{self.now['steps']}")
-        words += [f"{label} {self.now[key]:.4g}" for key, label in _NUMBERS.items() if key in self.now]
+        words += [text.format(self.now[key]) for key, text in _NUMBERS.items() if key in self.now]
         return ", ".join(words) + f"; left {_time(self.stage_left_s(stage))}, whole run {_time(self.left_s())}"
 
 
-_NUMBERS = {"loss": "loss", "margin": "margin", "tokens_per_s": "tokens/s"}
+_NUMBERS = {
+    "loss": "loss {:.4g}",
+    "margin": "margin {:.4g}",
+    "tokens_per_s": "tokens/s {:.4g}",
+    "gemm_share": "{:.0%} of GEMM rate",
+    "rss_gb": "memory {:.2f} GB",
+    "peak_gb": "at most {:.2f}",
+}
 
 
 def _time(seconds: float) -> str:

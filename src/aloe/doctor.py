@@ -14,6 +14,7 @@ NEEDED = (
     "torch",
     "transformers",
     "accelerate",
+    "peft",
     "tokenizers",
     "safetensors",
     "gguf",

@@ -7,11 +7,47 @@ recorded as missing (an empty dict), never as zero.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
-from aloe.core.config import Machine
+from aloe.core.config import Machine, nearest
+from aloe.core.errors import RecipeError
 
 _READ_METERS = ("rapl", "intel power gadget", "powermetrics")
+
+
+def grid_g_per_kwh(machine: Machine) -> float:
+    """Grams of CO2 a kWh where the machine stands: its own figure, or codecarbon's average of the country."""
+    if machine.carbon_g_per_kwh is not None:
+        return machine.carbon_g_per_kwh
+    from codecarbon.input import DataSource
+
+    mix: dict[str, dict[str, float]] = DataSource().get_global_energy_mix_data()
+    if machine.country not in mix:
+        raise RecipeError(f"the country {machine.country!r} is not known", where=machine.name, do=nearest(machine.country, list(mix)))
+    return mix[machine.country]["carbon_intensity"]
+
+
+class Spent(NamedTuple):
+    """What the attempts at a stage have taken together."""
+
+    attempts: int = 0
+    """Attempts that are counted: one that was killed outright left no figures."""
+    seconds: float = 0.0
+    energy: dict[str, Any] = {}
+    peak_gb: float = 0.0
+    """Of the hungriest attempt; 0 where it was not measured."""
+
+    def plus(self, seconds: float, energy: dict[str, Any], peak_gb: float | None) -> Spent:
+        """One more attempt."""
+        return Spent(self.attempts + 1, self.seconds + seconds, add_energy(self.energy, energy), max(self.peak_gb, peak_gb or 0.0))
+
+
+def add_energy(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """The records of two attempts as one: amounts added, the grid's figure their average, everything else the later one's."""
+    if not earlier or not later:
+        return later or earlier
+    sums = {key: earlier[key] + later[key] for key in ("kwh", "kg_co2", "seconds")}
+    return {**later, **sums, "g_per_kwh": 1000 * sums["kg_co2"] / sums["kwh"]}
 
 
 class Meter:

@@ -44,8 +44,8 @@ def _problems(recipe: Recipe, document: Document) -> Iterator[RecipeError]:
             yield RecipeError(f"{name!r} cannot be a stage name", where=document.where(("stages", name)), do="use letters, digits, - and _")
         for role, ref in stage.refs().items():
             where = document.where(("stages", name, *role.split(".")[:1]))
-            fitting = [other for other, makes in earlier.items() if makes == ref.makes]
-            if ref.stage in earlier and earlier[ref.stage] != ref.makes:
+            fitting = [other for other, makes in earlier.items() if makes in (ref.makes, ref.or_makes)]
+            if ref.stage in earlier and earlier[ref.stage] not in (ref.makes, ref.or_makes):
                 yield RecipeError(
                     f"{name}.{role}: the stage {ref.stage!r} makes {earlier[ref.stage]}, {ref.makes} is needed", where=where, do=nearest("", fitting)
                 )

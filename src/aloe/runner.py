@@ -1,4 +1,4 @@
-"""Carries out a recipe: what would run and why, preflight, lock, run, commit, explain."""
+"""Carries out a recipe: what would run, preflight, lock, run, commit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from aloe import launch, memory
 from aloe.artifact import (
     MANIFEST,
     WORK,
@@ -23,8 +24,6 @@ from aloe.artifact import (
     HashMemo,
     InputRecord,
     Manifest,
-    artifacts,
-    canonical,
     check,
     commit,
     directory,
@@ -38,14 +37,16 @@ from aloe.core.config import Machine, nearest
 from aloe.core.errors import AloeError, ArtifactError, MachineError, RecipeError
 from aloe.core.log import Log
 from aloe.core.seeds import seed_for
-from aloe.energy import Meter
+from aloe.energy import Meter, Spent
 from aloe.recipe import Recipe
 from aloe.stage import Context, Cost, Size
 from aloe.stages import AnyStage
 
+ATTEMPTS = "attempts.json"
 LIBRARIES = (
     "torch",
     "transformers",
+    "peft",
     "tokenizers",
     "safetensors",
     "numpy",
@@ -54,6 +55,7 @@ LIBRARIES = (
     "sentence-transformers",
     "rouge-score",
     "codecarbon",
+    "deepspeed",
 )
 
 
@@ -66,6 +68,8 @@ class Node:
     meaning: dict[str, Any]
     fingerprint: str
     path: Path
+    missing: str = ""
+    """Why the stage cannot run here: something it reads is not on this machine."""
 
     @property
     def done(self) -> bool:
@@ -78,8 +82,11 @@ class Node:
         return self.path.with_name(self.path.name + ".tmp") / WORK
 
 
-def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None) -> list[Node]:
-    """Every stage up to `until` with its fingerprint; opens what the stages read. All problems are reported at once."""
+def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None, *, strict: bool = True) -> list[Node]:
+    """Every stage up to `until` with its fingerprint; opens what the stages read. All problems are reported at once.
+
+    Without `strict` a stage whose data or model is not here is a node that says what is `missing`, so that it can still be sized.
+    """
     if until is not None and until not in recipe.stages:
         raise RecipeError(f"no stage is named {until!r}", where=f"--until {until}", do=nearest(until, list(recipe.stages)))
     nodes: dict[str, Node] = {}
@@ -89,11 +96,19 @@ def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None) -
             nodes[name] = _node(name, stage, recipe, nodes, runs, memo)
         except AloeError as error:
             problems.append(error)
-            nodes[name] = Node(name, stage, {}, "?", runs / f"{name}-?")
+            nodes[name] = Node(name, stage, {}, "?", runs / f"{name}-?", missing=f"{error.what} ({error.where})")
         if name == until:
             break
-    _raise(problems)
+    if strict:
+        _raise(problems)
     return list(nodes.values())
+
+
+def _fetch(recipe: Recipe, until: str | None) -> None:
+    for name, stage in recipe.stages.items():
+        stage.fetch()
+        if name == until:
+            break
 
 
 def _node(name: str, stage: AnyStage, recipe: Recipe, nodes: Mapping[str, Node], runs: Path, memo: HashMemo) -> Node:
@@ -120,6 +135,7 @@ def _raise(problems: list[AloeError]) -> None:
 
 def preflight(nodes: list[Node], machine: Machine, runs: Path) -> dict[str, Cost]:
     """Open every input of every stage that will run, and compare what is needed with what the machine has."""
+    launch.check(machine, [node.stage for node in nodes if not node.done])
     problems: list[AloeError] = []
     for node in nodes:
         if not node.done:
@@ -139,18 +155,20 @@ def preflight(nodes: list[Node], machine: Machine, runs: Path) -> dict[str, Cost
             do="free some space, or give --runs on another disk",
         )
     memory = machine.memory_gb or _memory_gb()
-    worst = max((c.memory_gb for c in waiting), default=0)
-    if worst > memory:
-        raise MachineError(
-            f"the largest stage needs about {worst:.1f} GB of memory, the machine has {memory:.1f}",
-            where=machine.name,
-            do="lower micro_batch_tokens in the machine file, or use a larger machine",
-        )
+    for node in nodes:
+        cost = costs[node.name]
+        unfit = cost.training.unfit if cost.training else "a larger machine" if cost.memory_gb > memory else ""
+        if unfit and not node.done:
+            have = (machine.device_memory_gb or memory) if cost.training else memory
+            where, do = f"{node.name} on {machine.name}", f"the smallest change that would fit: {unfit}"
+            raise MachineError(f"the stage needs about {cost.memory_gb:.1f} GB of memory, {have:.1f} are there", where=where, do=do)
     return costs
 
 
 def expectations(nodes: list[Node], machine: Machine) -> dict[str, tuple[Size, Cost]]:
-    """Expected size and cost of every stage."""
+    """Expected size and cost of every stage; a machine file that states no memory means this machine's."""
+    if not machine.memory_gb:
+        machine = machine.model_copy(update={"memory_gb": _memory_gb()})
     found: dict[str, tuple[Size, Cost]] = {}
     for node in nodes:
         sizes = {role: found[ref.stage][0] for role, ref in node.stage.refs().items()}
@@ -163,6 +181,7 @@ def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = Non
     _writable(runs)
     with locked(runs):
         memo = HashMemo(runs / ".hashes.json")
+        _fetch(recipe, until)
         nodes = plan(recipe, runs, memo, until)
         costs = preflight(nodes, machine, runs) if any(not n.done for n in nodes) else {}
         for node in nodes:
@@ -186,27 +205,49 @@ def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = Non
 def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, runs: Path, memo: HashMemo, meter: Meter, cost: Cost, log: Log) -> None:
     by_name = {n.name: n for n in nodes}
     temporary, work = node.work.parent, node.work
-    resumed = _prepare(temporary, work, node.fingerprint)
+    resumed, earlier = _prepare(temporary, work, node.fingerprint)
     inputs = {role: _open(by_name[ref.stage], memo) for role, ref in node.stage.refs().items()}
     context = Context(node.name, recipe.name, seed_for(recipe.seed, node.name), machine, work, runs / ".cache", log.bind(stage=node.name))
     log.event("stage", stage=node.name, kind=node.stage.kind, minutes=cost.minutes, resumed=resumed)
     meter.start(f"{node.name}-{time.monotonic_ns()}")
-    started = time.monotonic()
+    counted, started = memory.reset_peak(), time.monotonic()
+
+    def spent() -> Spent:
+        return earlier.plus(time.monotonic() - started, meter.stop(), memory.peak_gb() if counted else None)
+
     try:
         with _disk_errors(runs):
-            metrics = node.stage.run(inputs, temporary, context)
-    finally:
-        energy = meter.stop()
+            metrics = launch.run_stage(node.stage, inputs, temporary, context)
+    except BaseException:
+        with suppress(OSError):  # the disk may be what failed
+            _note_attempts(work, node.fingerprint, resumed, spent())
+        raise
+    total = spent()
+    if total.peak_gb:
+        metrics = {"peak_memory_gb": total.peak_gb, **metrics}  # a stage that ran in several processes says its own
     manifest = Manifest(
         stage=node.name, kind=node.stage.kind, version=node.stage.version, fingerprint=node.fingerprint, recipe=recipe.name,
         seed=recipe.seed, config=node.stage.model_dump(mode="json"), reads=node.meaning["reads"], files={}, metrics=_plain(metrics),
         code=_code(), libraries=_libraries(),
         inputs={role: InputRecord(stage=ref.stage, fingerprint=by_name[ref.stage].fingerprint) for role, ref in node.stage.refs().items()},
-        machine=_describe(machine), planned=cost._asdict(), seconds=time.monotonic() - started, energy=energy, resumed=resumed,
+        machine=_describe(machine), planned=cost.figures(machine), seconds=total.seconds, energy=total.energy, resumed=resumed,
+        counted=total.attempts,
     )  # fmt: skip
+    manifest = manifest.model_copy(update={"scored": scored(manifest)})
     with _disk_errors(runs):
         commit(temporary, node.path, manifest)
     log.event("done", stage=node.name, seconds=manifest.seconds, path=str(node.path))
+
+
+def scored(manifest: Manifest) -> dict[str, float]:
+    """Actual over planned, of whatever was both planned and measured; empty after a kill, when time and energy count the last attempt only."""
+    metrics = manifest.metrics
+    actual = {
+        "minutes": manifest.seconds / 60, "kwh": manifest.energy.get("kwh"), "memory_gb": metrics.get("peak_memory_gb"),
+        "tokens": metrics.get("trained_tokens"), "steps": metrics.get("steps"),
+    }  # fmt: skip
+    planned = {} if manifest.resumed else manifest.planned
+    return {name: value / planned[name] for name, value in actual.items() if value is not None and planned.get(name)}
 
 
 def _open(node: Node, memo: HashMemo) -> Artifact:
@@ -215,65 +256,26 @@ def _open(node: Node, memo: HashMemo) -> Artifact:
     return artifact
 
 
-def _prepare(temporary: Path, work: Path, key: str) -> int:
-    """An empty directory for the stage, with the work of an earlier attempt where there is one; returns how often it was resumed."""
-    note = work / "attempts.json"
+def _prepare(temporary: Path, work: Path, key: str) -> tuple[int, Spent]:
+    """An empty directory for the stage, with the work of an earlier attempt where there is one.
+
+    Returns how often it was resumed and what the earlier attempts took.
+    """
+    note = work / ATTEMPTS
     seen = json.loads(note.read_text()) if note.is_file() else {}
-    attempts = seen["attempts"] + 1 if seen.get("fingerprint") == key else 0
+    again = seen.get("fingerprint") == key
+    attempts, spent = (seen["attempts"] + 1, Spent(**seen["spent"])) if again else (0, Spent())
     if temporary.is_dir():
         for entry in temporary.iterdir():
             if entry != work or not attempts:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     work.mkdir(parents=True, exist_ok=True)
-    write_text(note, json.dumps({"fingerprint": key, "attempts": attempts}))
-    return attempts
+    _note_attempts(work, key, attempts, spent)
+    return attempts, spent
 
 
-def explain(node: Node, runs: Path) -> list[str]:
-    """Why a stage runs, or that it does not: what differs from the nearest artifact that the stage made before."""
-    if node.done:
-        return [f"{node.name} is done: {node.path}"]
-    before = [a.manifest for a in artifacts(runs) if a.name == node.name]
-    if not before:
-        return [f"{node.name} has never been made here"]
-    lines = min((_differences(node.meaning, manifest) for manifest in reversed(before)), key=len)
-    return [f"{node.name} differs from its nearest artifact in:", *(f"  {line}" for line in lines)]
-
-
-def explain_history(node: Node, runs: Path) -> list[str]:
-    """As `explain`; for a stage that is done, what differed from the artifact made before it."""
-    if not node.done:
-        return explain(node, runs)
-    others = [a.manifest for a in artifacts(runs) if a.name == node.name and a.manifest.fingerprint != node.fingerprint]
-    if not others:
-        return [f"{node.name} is done ({node.path}); it was made once"]
-    lines = min((_differences(node.meaning, manifest) for manifest in reversed(others)), key=len)
-    return [f"{node.name} is done ({node.path}); it was made anew because of:", *(f"  {line}" for line in lines)]
-
-
-def _differences(meaning: Mapping[str, Any], old: Manifest) -> list[str]:
-    before = {
-        "kind": old.kind, "version": old.version, "seed": old.seed, "config": old.config, "reads": old.reads,
-        "inputs": {role: record.fingerprint for role, record in old.inputs.items()},
-    }  # fmt: skip
-    if "recipe" in meaning:
-        before["recipe"] = old.recipe
-    return list(_diff(before, dict(meaning), ""))
-
-
-def _diff(old: Any, new: Any, path: str) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(k for k in new if k not in old)]:
-            yield from _diff(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield f"{path.removeprefix('config.')}: {_short(old)} -> {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = canonical(value)
-    if isinstance(value, str) and len(value) == 64:
-        return value[:8]
-    return text if len(text) <= 60 else text[:57] + "..."
+def _note_attempts(work: Path, key: str, attempts: int, spent: Spent) -> None:
+    write_text(work / ATTEMPTS, json.dumps({"fingerprint": key, "attempts": attempts, "spent": spent._asdict()}))
 
 
 def verify(runs: Path) -> tuple[list[Artifact], list[AloeError]]:

@@ -80,18 +80,21 @@ def _tokens(nodes: Sequence[Node], data: str, row: Row, colour: bool) -> Iterato
     by_name = {n.name: n for n in nodes}
     for node in nodes:
         refs = node.stage.refs()
-        if "data" not in refs or refs["data"].stage != data or not by_name[refs["base"].stage].done:
+        model = refs.get("base", refs.get("model"))
+        if model is None or "data" not in refs or refs["data"].stage != data or not by_name[model.stage].done:
             continue
         from transformers import AutoTokenizer
 
         from aloe.models.folder import load_chat
 
-        folder = by_name[refs["base"].stage].path
+        folder = by_name[model.stage].path
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         chat = load_chat(folder, tokenizer)
-        rendered = [chat.render(row.messages, row.tools, row.id)]
-        if row.rejected is not None:
-            rendered.append(chat.render((*row.prompt, row.rejected), row.tools, row.id))
+        options: Any = getattr(node.stage, "train", node.stage)
+        answers = [row.answer] if row.rejected is None else [row.answer, row.rejected]
+        rendered = [
+            chat.render((*row.prompt, answer), row.tools, row.id, supervise=options.supervise, reasoning=options.reasoning) for answer in answers
+        ]
         for name, tokens in zip(("tokens", "worse"), rendered, strict=False):
             yield f"{name:<9}{node.name}: {len(tokens.ids)} ids, {int(sum(tokens.weights))} supervised, answer starts at {tokens.answer_start}"
             yield "".join(_token(tokenizer.decode([i]), weight, colour) for i, weight in zip(tokens.ids, tokens.weights, strict=True))

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 from aloe.artifact import Artifact
 from aloe.core.config import Config, Machine
 from aloe.core.log import Log
+from aloe.models.architecture import Architecture
 from aloe.train.options import TrainOptions
-
-TOKENS_PER_CHARACTER = 0.25  # for estimates only
+from aloe.train.plan import Corpus, TrainingPlan, plan_training
 
 
 class Ref(NamedTuple):
@@ -20,14 +20,21 @@ class Ref(NamedTuple):
 
     stage: str
     makes: str
+    or_makes: str = ""
+    """What will do as well."""
 
 
 class Size(NamedTuple):
-    """What a stage is expected to make: parameters of a model, rows and tokens of a corpus."""
+    """What a stage is expected to make: parameters and shape of a model, rows and rendered tokens of a corpus."""
 
     parameters: float = 0
     rows: float = 0
     tokens: float = 0
+    supervised: float = 0
+    """Tokens that are learnt from."""
+    rejected: float = 0
+    """Tokens of worse answers, which supervised fine-tuning does not read."""
+    shape: Architecture | None = None
 
 
 class Cost(NamedTuple):
@@ -35,7 +42,21 @@ class Cost(NamedTuple):
 
     minutes: float = 0.05
     memory_gb: float = 0.5
+    """Of one device where the stage trains, otherwise of the machine."""
     disk_gb: float = 0.01
+    training: TrainingPlan | None = None
+
+    def figures(self, machine: Machine) -> dict[str, float]:
+        """For the manifest: the figures that a finished run is measured against."""
+        plain = {"minutes": self.minutes, "memory_gb": self.memory_gb, "disk_gb": self.disk_gb, "kwh": self.kwh(machine)}
+        if self.training is None:
+            return plain
+        parts = {f"memory_{name}_gb": part for name, part in self.training.memory._asdict().items()}
+        return {**plain, "tokens": self.training.tokens, "steps": self.training.steps, "flops": self.training.flops, **parts}
+
+    def kwh(self, machine: Machine) -> float:
+        """Rated power of the devices at work: all where the stage trains, otherwise one."""
+        return self.minutes / 60 * machine.power_w / 1000 * (machine.devices if self.training else 1)
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,11 @@ class Stage(Config):
     """Bump when the meaning of run() changes."""
     makes: ClassVar[str]
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains: then all ranks of a machine run it together."""
+        return "train" in type(self).model_fields
+
     def refs(self) -> dict[str, Ref]:
         """Role -> earlier stage."""
         return {}
@@ -67,6 +93,9 @@ class Stage(Config):
     def reads(self) -> dict[str, Path]:
         """Files and folders outside the run whose content is part of the result; raises where one cannot be opened."""
         return {}
+
+    def fetch(self) -> None:
+        """Bring what `reads` names from the network to this machine; a run calls it first, a plan never."""
 
     def preflight(self) -> None:
         """Open what `reads` names as the stage will: hour 9 must not fail on what minute 1 could see."""
@@ -81,10 +110,13 @@ class Stage(Config):
         raise NotImplementedError
 
 
-def training_cost(sizes: Mapping[str, Size], train: TrainOptions, machine: Machine, passes: float) -> tuple[Size, Cost]:
-    """Expected size and cost of training on `data` from `base`; `passes` counts forward-backward passes, a forward alone as a third."""
-    count, data = sizes["base"].parameters, sizes["data"]
-    tokens = (data.tokens + data.rows * 40) * train.epochs * passes
-    states = count * (18 if train.dtype == "bf16" else 16) / 1e9
-    minutes = 0.1 + tokens / machine.train_tokens_per_s / 60 * count / 135e6
-    return sizes["base"], Cost(minutes, 1.0 + states + machine.micro_batch_tokens * count / 135e6 * 1e-3, count * 16 / 1e9)
+def training_cost(
+    sizes: Mapping[str, Size], train: TrainOptions, machine: Machine, *, chunks: int = 1, answers: int = 1, reference: bool = False
+) -> tuple[Size, Cost]:
+    """Expected size and cost of training `base` on `data`; arguments as of `plan_training`."""
+    base, data = sizes["base"], sizes["data"]
+    assert base.shape is not None
+    unread = data.rejected if answers == 1 else 0.0
+    corpus = Corpus(data.rows, data.tokens - unread, data.supervised - unread)
+    plan = plan_training(base.shape, corpus, train, machine, chunks=chunks, answers=answers, reference=reference)
+    return base, Cost(0.1 + plan.hours * 60, plan.memory.total, base.parameters * 16 / 1e9, plan)

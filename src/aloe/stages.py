@@ -7,7 +7,7 @@ A stage's fields say what is made and are hashed; how wide it runs stands in Mac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,12 +16,13 @@ from pydantic import Field
 from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
-from aloe.core.errors import SourceError
+from aloe.core.errors import RecipeError, SourceError
+from aloe.core.rows import Row
 from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
 from aloe.merge.options import MergeOptions
-from aloe.stage import TOKENS_PER_CHARACTER, Context, Cost, Ref, Size, Stage, training_cost
+from aloe.stage import Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
-from aloe.train.options import TrainOptions
+from aloe.train.options import PreferenceOptions, TokenOptions, TrainOptions
 
 
 class Base(Stage):
@@ -39,6 +40,11 @@ class Base(Stage):
     chat_template: str | None = None
     """File with a Jinja template that replaces the model's own; None keeps it."""
 
+    def fetch(self) -> None:
+        from aloe.models.base import fetch
+
+        fetch(self.model)
+
     def reads(self) -> dict[str, Path]:
         from aloe.core import toy
         from aloe.models.base import locate, locate_template
@@ -47,10 +53,10 @@ class Base(Stage):
         return {"model": model} | ({"chat_template": locate_template(self.chat_template)} if self.chat_template else {})
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        from aloe.models.base import count_parameters
+        from aloe.models.base import shape
 
-        count = count_parameters(self.model)
-        return Size(parameters=count), Cost(0.1 + count / 1e9, 8 * count / 1e9, 4 * count / 1e9)
+        found, count = shape(self.model)
+        return Size(parameters=count, shape=found), Cost(0.1 + count / 1e9, 0.5 + 5 * count / 1e9, 4 * count / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.models.base import make_base
@@ -105,17 +111,10 @@ class Curate(Stage):
                 raise SourceError("a source has no rows", where=name, do="check the file")
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        from itertools import islice
+        from aloe.data.sources import expected_rows
 
-        from aloe.data.sources import source_rows
-
-        rows = tokens = 0.0
-        for name, plan in self.sources.items():
-            some = list(islice(source_rows(name), plan.n or 2000))
-            length = sum(len(m.content) for row in some for m in (*row.messages, *([row.rejected] if row.rejected else []))) / max(1, len(some))
-            rows += len(some)
-            tokens += len(some) * min(length, self.max_characters or length) * TOKENS_PER_CHARACTER
-        return Size(rows=rows, tokens=tokens), Cost(0.02 + rows / 2e5)
+        found = expected_rows({name: plan.n for name, plan in self.sources.items()}, self.max_characters)
+        return Size(**found._asdict()), Cost(0.02 + found.rows / 2e5)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import write_jsonl
@@ -140,29 +139,68 @@ class Curate(Stage):
         return {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
 
 
+class Tokens(Stage, TokenOptions):
+    """Rows as token ids and loss weights on disk, so that several trainings render them once."""
+
+    kind: Literal["tokens"]
+    makes: ClassVar[str] = "tokens"
+    model: str
+    """Whose tokenizer, chat template and limits are used."""
+    data: str
+
+    def refs(self) -> dict[str, Ref]:
+        return {"model": Ref(self.model, "model"), "data": Ref(self.data, "rows")}
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        data = sizes["data"]
+        return data, Cost(0.05 + data.tokens / 1e8, 1.0, data.tokens * 5e-9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.rows import read_rows
+        from aloe.models.folder import load_chat
+        from aloe.models.load import load_tokenizer, model_limits
+        from aloe.train.batches import Limits
+        from aloe.train.tokens import making, write_tokens
+
+        model = inputs["model"].path
+        chat = load_chat(model, load_tokenizer(model))
+        made = making(chat, self, Limits(*model_limits(model)), keep_rejected=True)
+        return write_tokens(out, read_rows(inputs["data"].path / "rows.jsonl.gz"), chat, made)._asdict()
+
+
+def training_data(data: Artifact) -> Iterable[Row] | Path:
+    """What a training reads: rows one by one, or the folder of a token store."""
+    from aloe.core.rows import read_rows
+
+    return data.path if data.manifest.kind == "tokens" else read_rows(data.path / "rows.jsonl.gz")
+
+
 class Sft(Stage):
     """Supervised fine-tuning on the assistant's tokens."""
 
     kind: Literal["sft"]
+    version: ClassVar[int] = 2  # 2: bf16 computes with unrounded rotary frequencies
     makes: ClassVar[str] = "model"
     base: str
     data: str
     train: TrainOptions
 
     def refs(self) -> dict[str, Ref]:
-        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
+        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows", "tokens")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        return training_cost(sizes, self.train, machine, passes=1.0)
+        return training_cost(sizes, self.train, machine)
+
+    def preflight(self) -> None:
+        if self.train.lora:
+            self.train.lora.check()
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.core.rows import read_rows
         from aloe.train.sft import train_sft
 
-        rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
         return train_sft(
             inputs["base"].path,
-            rows,
+            training_data(inputs["data"]),
             self.train,
             out=out,
             work=context.work,
@@ -191,40 +229,39 @@ class Merge(MergeOptions, Stage):
         from aloe.merge.merge import run_merge
 
         return run_merge(
-            self, inputs["base"].path, {name: inputs[f"models.{name}"].path for name in self.models}, out,
+            self, inputs["base"].path, {name: inputs[f"models.{name}"].path for name in self.models}, out, work=context.work,
             seed=context.seed, threads=context.machine.threads, log=context.log, label=context.name,
         )  # fmt: skip
 
 
-class Dpo(Stage):
-    """Direct preference optimisation in chunks; the model of a chunk starts the next."""
+class Dpo(PreferenceOptions, Stage):
+    """Preference optimisation in chunks; its own fields stand in PreferenceOptions."""
 
     kind: Literal["dpo"]
+    version: ClassVar[int] = 3  # 2: bf16 computes with unrounded rotary frequencies; 3: the NLL term counts tokens, not pairs
     makes: ClassVar[str] = "model"
     base: str
     data: str
     train: TrainOptions
-    beta: float = Field(default=0.1, gt=0)
-    nll: float = Field(default=0.0, ge=0)
-    """Weight of the chosen answer's negative log-likelihood a token, added to each pair's loss."""
-    chunks: int = Field(default=1, ge=1)
-    reference: Literal["start", "previous_chunk"] = "start"
-    """Whose log-probabilities a chunk is measured against; the published recipe does not say which."""
 
     def refs(self) -> dict[str, Ref]:
-        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows")}
+        return {"base": Ref(self.base, "model"), "data": Ref(self.data, "rows", "tokens")}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
-        return training_cost(sizes, self.train, machine, passes=1.0 + 1 / (3 * self.train.epochs))
+        return training_cost(sizes, self.train, machine, chunks=self.chunks, answers=2, reference=self.loss != "simpo")
+
+    def preflight(self) -> None:
+        if self.train.lora:
+            self.train.lora.check()
+            if self.train.lora.dropout:
+                raise RecipeError("dropout in dpo would compare policy and reference under noise", where="train.lora.dropout", do="set it to 0")
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.core.rows import read_rows
         from aloe.train.dpo import train_dpo
 
-        rows = list(read_rows(inputs["data"].path / "rows.jsonl.gz"))
         return train_dpo(
-            inputs["base"].path, rows, self.train, beta=self.beta, nll=self.nll, chunks=self.chunks, reference=self.reference,
-            out=out, work=context.work, machine=context.machine, seed=context.seed, log=context.log, label=context.name,
+            inputs["base"].path, training_data(inputs["data"]), self.train, self, out=out, work=context.work, store=context.cache / "reference",
+            machine=context.machine, seed=context.seed, log=context.log, label=context.name,
         )  # fmt: skip
 
 
@@ -299,13 +336,14 @@ class Evaluate(Stage):
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         biggest = max(sizes[f"models.{name}"].parameters for name in self.models)
         seconds = expected_seconds(self.tasks, self.retrieval, machine)
-        return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * 8 / 1e9)
+        return Size(), Cost(seconds * len(self.models) * biggest / 135e6 / 60 + 0.1, 1 + biggest * (8 if self.dtype == "fp32" else 4) / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from functools import partial
 
         from aloe.evals.run import evaluate
         from aloe.models.cached import CachedModel
+        from aloe.models.folder import adapter_name
         from aloe.models.hf import HfModel
         from aloe.models.model import Model
 
@@ -326,6 +364,7 @@ class Evaluate(Stage):
             out,
             index=index,
             retrieval=self.retrieval,
+            adapters={name: adapter for name in self.models if (adapter := adapter_name(inputs[f"models.{name}"].path))},
             seed=context.seed,
             log=context.log,
         )
@@ -354,6 +393,7 @@ class Report(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.artifact import lineage
+        from aloe.models.folder import whole_folder
         from aloe.report.final import link_model
         from aloe.report.html import write_report
         from aloe.report.model_card import CardOptions, write_card
@@ -363,10 +403,10 @@ class Report(Stage):
         )
         stages = lineage(list(inputs.values()))
         scores = [inputs[f"scores.{name}"] for name in self.scores]
-        link_model(inputs["model"].path, out / "model")
+        link_model(whole_folder(inputs["model"].path, context.work / "whole"), out / "model")
         write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
         write_report(out / "report.html", options, inputs["model"], scores, stages)
         return {"model": inputs["model"].name}
 
 
-AnyStage = Annotated[Base | Curate | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]
+AnyStage = Annotated[Base | Curate | Tokens | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]

@@ -9,17 +9,12 @@ from typing import Any
 
 import pytest
 
-from aloe.core.chat import MARKED_COPIES, Chat, ChatOptions, marked_template
+from aloe.core.chat import Chat, ChatOptions
 from aloe.core.errors import ModelError
 from aloe.core.rows import Message, ToolCall, ToolSchema
-from toys import CHATML, assistant, byte_tokenizer, system, user, with_template
+from aloe.core.template import MARKED_COPIES, marked_template
+from toys import CHATML, SMOLLM2, assistant, byte_tokenizer, system, user, with_template
 
-# The template of SmolLM2-Instruct, letter by letter as its GGUF holds it.
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant "
-    "named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
     "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"

@@ -155,15 +155,21 @@ def test_a_folder_that_is_an_adapter_stands_for_the_base_with_it(base: Path, tmp
         run_yaml("merge_method: linear\nmodels: [{model: lora, parameters: {weight: 1}}]", tmp_path, "linear")
 
 
-def test_the_stage_takes_adapters_on_its_base(base: Path, tmp_path: Path) -> None:
+def test_the_stage_merges_an_adapter_onto_the_model_it_was_trained_on(base: Path, tmp_path: Path) -> None:
+    from aloe.artifact import Manifest, commit
     from aloe.core.log import QUIET
+    from aloe.models.folder import record_base
 
+    about = {"stage": "tuned", "kind": "sft", "version": 1, "fingerprint": "0" * 64, "recipe": "r", "seed": 1, "config": {}, "inputs": {}}
+    tuned = write_model(tmp_path / "raw", drawn(7, read_model(base)))
+    tuned = commit(tuned, tmp_path / "tuned", Manifest.model_validate({**about, "reads": {}, "files": {}})).path
     pairs = factors(1, 4)
-    write_adapter(tmp_path / "lora", pairs, 4, 8)
+    record_base(write_adapter(tmp_path / "lora", pairs, 4, 8), tuned)
     (tmp_path / "out").mkdir()
     options = MergeOptions.model_validate({"base": "b", "models": {"lora": {"weight": 0.5}}, "density": 1.0})
-    run_merge(options, base, {"lora": tmp_path / "lora"}, tmp_path / "out", seed=1, threads=1, log=QUIET, label="merged")
-    np.testing.assert_allclose(read_model(tmp_path / "out")[UP], read_model(base)[UP] + 0.5 * change(pairs[UP], 2), rtol=0, atol=1e-5)
+    run_merge(options, base, {"lora": tmp_path / "lora"}, tmp_path / "out", work=tmp_path, seed=1, threads=1, log=QUIET, label="merged")
+    start, trained = read_model(base)[UP], read_model(tuned)[UP]
+    np.testing.assert_allclose(read_model(tmp_path / "out")[UP], start + 0.5 * (trained + change(pairs[UP], 2) - start), rtol=0, atol=1e-5)
 
 
 def test_embeddings_transposed_layers_and_whole_tensors(base: Path, tmp_path: Path) -> None:

@@ -229,7 +229,9 @@ def stage(models: dict[str, dict[str, Any]], **more: Any) -> MergeOptions:
 
 def run_stage(options: MergeOptions, base: Path, models: dict[str, Path], out: Path, log: Log = QUIET) -> dict[str, Any]:
     out.mkdir(parents=True)
-    return run_merge(options, base, {name: models[name] for name in options.models}, out, seed=3, threads=2, log=log, label="merged")
+    return run_merge(
+        options, base, {name: models[name] for name in options.models}, out, work=out / ".work", seed=3, threads=2, log=log, label="merged"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from aloe.core import toy
 from aloe.core.chat import ChatOptions, GenerationOptions
 from aloe.core.errors import ModelError
-from aloe.models.base import count_parameters, locate, make_base
+from aloe.models.base import count_parameters, fetch, locate, make_base, shape
 from aloe.models.folder import COMPANIONS, copy_tokenizer, load_chat
 from toys import TOY_SYSTEM_PROMPT, assistant, edited, read_weights, user
 
@@ -234,7 +234,24 @@ def test_a_hub_model_in_the_cache_is_found_without_a_network(hub: Path, toy_fold
 def test_a_hub_model_that_is_not_in_the_cache_is_a_users_error(hub: Path) -> None:
     for spec in (f"hub:org/name@{REVISION}", "hub:org/name@main"):
         error = refusal(spec)
-        assert "the hub cannot be reached or has no such revision" in error.what and "hf:PATH" in error.do
+        assert "not on this machine" in error.what and "hf:PATH" in error.do
+        with pytest.raises(ModelError, match="the hub cannot be reached or has no such revision"):
+            fetch(spec)
+
+
+def test_nothing_is_downloaded_where_a_plan_looks(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def snapshot_download(*_: object, local_files_only: bool, **__: object) -> str:
+        asked.append(local_files_only)
+        raise OSError("no such file")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    refusal(f"hub:org/name@{REVISION}")
+    assert shape("hub:Qwen/Qwen2.5-7B-Instruct@x")[1] == 7_615_616_512
+    with pytest.raises(ModelError):
+        fetch(f"hub:org/name@{REVISION}")
+    assert asked == [True, True, False]
 
 
 def test_a_name_that_no_hub_model_can_have_is_a_users_error(hub: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import shutil
 import threading
@@ -18,7 +17,6 @@ from aloe.models.model import Generate, Sampling, Score, open_model
 from toys import edited, replies, scripted, system, user
 
 torch = pytest.importorskip("torch")
-from aloe.models.attention import Segment, hidden_states, token_logps  # noqa: E402
 from aloe.models.hf import HfModel, draw  # noqa: E402
 
 FACTS = toy.facts()
@@ -64,66 +62,6 @@ def ids_of(model: HfModel, *words: str) -> list[int]:
     ids = model.tokenizer.convert_tokens_to_ids(list(words))
     assert model.tokenizer.unk_token_id not in ids
     return list(ids)
-
-
-# packed attention
-
-
-def random_ids(count: int, seed: int) -> Any:
-    return torch.randint(3, 120, (count,), generator=torch.Generator().manual_seed(seed))
-
-
-def alone(plain: Any, ids: Any) -> Any:
-    with torch.inference_mode():
-        return plain.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-
-
-def packed(model: HfModel, ids: Any, positions: Any, segments: list[Segment]) -> Any:
-    with torch.inference_mode():
-        return hidden_states(model.model, ids, positions, segments)
-
-
-def test_packed_documents_have_the_hidden_states_they_have_alone(model: HfModel, plain: Any) -> None:
-    documents = [random_ids(n, n) for n in (7, 1, 30, 12)]
-    ends = [0, 7, 8, 38, 50]
-    segments = [Segment(a, b) for a, b in itertools.pairwise(ends)]
-    hidden = packed(model, torch.cat(documents), torch.cat([torch.arange(len(d)) for d in documents]), segments)
-    expected = torch.cat([alone(plain, d) for d in documents])
-    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
-    assert (hidden[8:38] - alone(plain, torch.cat(documents))[8:38]).abs().max() > 0.01  # without segments they would see each other
-
-
-def test_two_answers_on_one_prompt_have_the_hidden_states_of_two_whole_rows(model: HfModel, plain: Any) -> None:
-    prompt, one, other = random_ids(20, 1), random_ids(9, 2), random_ids(14, 3)
-    segments = [Segment(0, 20), Segment(20, 29, 0, 20), Segment(29, 43, 0, 20)]
-    positions = torch.cat([torch.arange(20), torch.arange(20, 29), torch.arange(20, 34)])
-    hidden = packed(model, torch.cat([prompt, one, other]), positions, segments)
-    first, second = alone(plain, torch.cat([prompt, one])), alone(plain, torch.cat([prompt, other]))
-    torch.testing.assert_close(hidden[:29], first, rtol=0, atol=1e-5)
-    torch.testing.assert_close(hidden[29:], second[20:], rtol=0, atol=1e-5)
-
-
-def test_a_prefix_may_stand_anywhere_before_and_serve_one_segment_of_many(model: HfModel, plain: Any) -> None:
-    other, prompt, answer = random_ids(11, 4), random_ids(6, 5), random_ids(5, 6)
-    segments = [Segment(0, 11), Segment(11, 17), Segment(17, 22, 11, 17)]
-    positions = torch.cat([torch.arange(11), torch.arange(6), torch.arange(6, 11)])
-    hidden = packed(model, torch.cat([other, prompt, answer]), positions, segments)
-    torch.testing.assert_close(hidden[11:], alone(plain, torch.cat([prompt, answer])), rtol=0, atol=1e-5)
-
-
-def test_segments_must_cover_the_row(model: HfModel) -> None:
-    for segments in ([Segment(0, 4)], [Segment(1, 5)]):
-        with pytest.raises(AssertionError):
-            packed(model, random_ids(5, 1), torch.arange(5), segments)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 512])
-def test_log_probabilities_are_those_of_a_softmax_whatever_the_chunk(chunk: int) -> None:
-    draws = torch.Generator().manual_seed(1)
-    hidden, head, targets = torch.randn(7, 4, generator=draws), torch.randn(11, 4, generator=draws), torch.arange(7)
-    expected = torch.log_softmax(hidden @ head.T, 1)[torch.arange(7), targets]
-    torch.testing.assert_close(token_logps(hidden, head, targets, chunk), expected)
-    assert token_logps(hidden[:0], head, targets[:0]).shape == (0,)
 
 
 # scores

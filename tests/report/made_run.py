@@ -86,6 +86,7 @@ class Maker:
             libraries={"python": "3.11.9", "torch": "2.13.0"},
             machine={"name": "laptop"},
             planned={"minutes": round(seconds / 50, 3)},
+            scored={"minutes": seconds / 60 / round(seconds / 50, 3)},
             seconds=seconds,
             energy=energy,
         )

@@ -65,6 +65,7 @@ def known_numbers(run: Run) -> list[float]:
     manifests = [stage.manifest for stage in run.stages]
     energy = [m.energy for m in manifests if m.energy]
     found += [sum(e["kwh"] for e in energy), sum(e["kg_co2"] for e in energy), sum(m.seconds for m in manifests)]
+    found += [544, 4500, 34.1, 548, 5064, 73, 158, 700, 32, 64]  # what was published of Aloe-Beta stands beside
     for manifest in manifests:
         for counted in manifest.metrics.get("counts", {}).values():
             found.append(sum(n for key, n in counted.items() if key.startswith("dropped by")))
@@ -100,6 +101,26 @@ def test_every_number_of_the_tables_stands_in_a_manifest_or_score(make_run: Make
 def test_a_number_that_is_nowhere_is_noticed(make_run: MakeRun) -> None:
     known = known_numbers(make_run())
     assert agrees("59.0", known) and not agrees("37.4", known) and not agrees("59.2", known)
+
+
+def test_the_environmental_section_has_every_stage_and_the_published_figures_beside(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    section = card(run, tmp_path).split("## Environmental Impact\n")[1].split("\n## ")[0]
+    (hours,) = [line for line in section.splitlines() if line.startswith("| hours, all stages")]
+    (carbon,) = [line for line in section.splitlines() if line.startswith("| carbon, kg CO2")]
+    assert "544 (8B) and 4,500 (70B)" in hours and "548 (8B) and 5,064 (70B)" in hours
+    assert "34.1, of which model is not said" in carbon and "73 (8B" in carbon
+    for stage in run.stages:
+        (line,) = [line for line in section.splitlines() if line.startswith(f"| {stage.name} |")]
+        recorded = stage.manifest.energy
+        assert (f"{recorded['kwh']:.3g} | {recorded['kg_co2']:.3g} | estimated" if recorded else "missing | missing") in line
+
+
+def test_a_plan_is_scored_beside_what_was_needed(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    text = card(run, tmp_path)
+    (line,) = [x for x in text.splitlines() if x.startswith("| sft | sft |")]
+    assert "| actual / planned |" in text and "| 0.83 |" in line  # 812.4 s against 16.248 planned minutes
 
 
 def test_the_sections_of_the_aloe_card_are_there(make_run: MakeRun, tmp_path: Path) -> None:

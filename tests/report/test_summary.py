@@ -17,7 +17,7 @@ def made(scores: dict[tuple[str, str, str], tuple[float, float]]) -> Facts:
         for model, value in zip(("start", "safe"), pair, strict=True):
             values[measure, model] = Score(value, 0, 1, 100)
     stage: Any = lambda name: SimpleNamespace(name=name)  # noqa: E731
-    return Facts(stage("safe"), stage("start"), (), ("start", "safe"), measures, values, {}, {})
+    return Facts(stage("safe"), stage("start"), (), ("start", "safe"), measures, values, {}, {}, {})
 
 
 def test_the_library_has_a_sentence_of_its_own() -> None:

@@ -50,6 +50,12 @@ def test_a_typo_names_the_place_and_the_nearest_name(tmp_path: Path) -> None:
         (["verify", "no-runs"], "no such runs folder"),
         (["ask", "hello", "--runs", "no-runs"], "nothing has been run"),
         (["ask", "hello", "--model", "hf:/nowhere"], "/nowhere"),
+        (["plan", "recipes/aloe-8b.yaml", "rows.sources={meds-in: {}}"], "did you mean 'meds-ins'?"),
+        (["import", "nowhere.yaml"], "nowhere.yaml"),
+        (["import", "recipes/tiny.yaml"], "no file of axolotl"),
+        (["import", "recipes/tiny.yaml", "--from", "axolotle"], "did you mean 'axolotl'?"),
+        (["export-config", "recipes/aloe-8b.yaml", "sft", "--to", "mergekitt"], "did you mean 'mergekit'?"),
+        (["export-config", "recipes/aloe-8b.yaml", "merged", "--to", "mergekit"], "merged"),
     ],
 )
 def test_misuse_is_told_in_words(words: list[str], expected: str) -> None:
@@ -60,7 +66,7 @@ def test_help_comes_at_once_and_gives_an_example() -> None:
     started = time.monotonic()
     done = aloe("--help")
     assert done.returncode == 0 and time.monotonic() - started < 0.5 * slowness()
-    for command in ("run", "plan", "why", "show", "verify", "ask", "doctor"):
+    for command in ("run", "plan", "why", "show", "verify", "ask", "doctor", "import", "export-config"):
         assert command in done.stdout
         assert f"Example: aloe {command}" in " ".join(aloe(command, "--help").stdout.split())
 
@@ -99,6 +105,37 @@ def test_plan_why_show_and_verify_say_what_they_know(copied_runs: Path) -> None:
     question = json.loads(next((copied_runs).glob("scores-*/answers.jsonl")).read_text().splitlines()[0])["question"]
     assert aloe("show", "scores", "--row", question, *runs).stdout.count("reply") >= 5
     assert aloe("verify", str(copied_runs)).stdout.count("ok ") == 13
+
+
+def test_a_plan_of_a_published_recipe_says_what_it_takes_and_what_is_missing(tmp_path: Path) -> None:
+    done = aloe("plan", "recipes/aloe-70b.yaml", "--on", "recipes/machines/h100-16.yaml", "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "weights",
+        "gradients",
+        "moments",
+        "activations",
+        "logits",
+        "buffers",
+        "FLOPs",
+        "kWh",
+        "kg CO2 (158 g/kWh)",
+        "16 x NVIDIA H100 64GB",
+    ):
+        assert words in done.stdout, words
+    assert "does not fit (64 GB a device): sft; the smallest change that would: 56 devices (nodes: 14, engine: zero3)" in done.stdout
+    assert "cannot run here yet: start: the model is not on this machine" in done.stdout
+    assert "cannot run here yet: attacks: the source 'aloe-red-team' was never published" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_of_another_tool_comes_in_and_goes_out(tmp_path: Path) -> None:
+    out = aloe("export-config", "recipes/aloe-8b.yaml", "sft", "--to", "axolotl", "--on", "recipes/machines/h100-32.yaml")
+    assert out.returncode == 0 and "sequence_len: 16384" in out.stdout, out.stderr
+    (tmp_path / "sft.yaml").write_text(out.stdout)
+    back = aloe("import", str(tmp_path / "sft.yaml"), "--devices", "32", "--out", str(tmp_path / "piece.yaml"))
+    assert back.returncode == 0 and "sequence_len: 16384 -> train.max_length: 16384" in back.stderr and not back.stdout
+    assert "global_batch: 128" in (tmp_path / "piece.yaml").read_text()
 
 
 def test_ask_answers_and_says_once_what_it_is_not_for(copied_runs: Path) -> None:

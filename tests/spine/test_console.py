@@ -35,9 +35,16 @@ def test_plain_lines_name_stage_step_loss_and_time_left(capsys: pytest.CaptureFi
     lines("stage", {"stage": "sft", "kind": "sft", "minutes": 1.0, "resumed": 0})
     lines._last = -100
     lines("progress", {"stage": "sft", "part": "sft", "step": 3, "steps": 9, "loss": 1.25, "tokens_per_s": 300.0, "left_s": 40.0})
-    lines("progress", {"stage": "sft", "part": "sft", "step": 4, "steps": 9, "loss": 1.2, "tokens_per_s": 300.0, "left_s": 35.0})
+    numbers = {"loss": 1.2, "tokens_per_s": 300.0, "gemm_share": 0.534, "rss_gb": 2.3, "peak_gb": 3.14159, "left_s": 35.0}
+    lines("progress", {"stage": "sft", "part": "sft", "step": 4, "steps": 9, **numbers})
+    lines._last = -100
+    lines("progress", {"stage": "sft", "part": "sft", "step": 5, "steps": 9, **numbers})
     out = capsys.readouterr().err.splitlines()
-    assert out == ["sft (sft): about 60 s", "sft, step 3/9, loss 1.25, tokens/s 300; left 40 s, whole run 40 s"]
+    assert out == [
+        "sft (sft): about 60 s",
+        "sft, step 3/9, loss 1.25, tokens/s 300; left 40 s, whole run 40 s",
+        "sft, step 5/9, loss 1.2, tokens/s 300, 53% of GEMM rate, memory 2.30 GB, at most 3.14; left 35 s, whole run 35 s",
+    ]
 
 
 def own_data(folder: Path) -> None:

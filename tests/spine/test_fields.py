@@ -9,6 +9,7 @@ import hashlib
 import json
 import types
 from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -33,9 +34,11 @@ stages:
   start: {kind: base, model: "toy:", name: toy, licence: Apache-2.0}
   other: {kind: base, model: "toy:", name: toy, licence: Apache-2.0, chat: {system_prompt: You are a test model .}}
   facts: {kind: curate, sources: {toy-facts: {n: 24}, "file:ROWS": {}}, avoid: [toy-open], max_characters: 400}
+  talks: {kind: curate, sources: {"file:TALKS": {}}}
   manners: {kind: curate, sources: {toy-general: {}}}
   pairs: {kind: curate, sources: {toy-pairs: {n: 8}, toy-safety: {n: 6}}}
   attacks: {kind: curate, sources: {toy-safety: {}}}
+  stored: {kind: tokens, model: start, data: talks, max_length: 128}
   sft: {kind: sft, base: start, data: facts, train: &train {lr: 3e-3, global_batch: 8, max_length: 128, warmup_steps: 1, clip_norm: 0.5, dtype: fp32}}
   sft2: {kind: sft, base: start, data: manners, train: *train}
   merged: {kind: merge, base: start, models: {sft: {weight: 0.7}, sft2: {weight: 0.5}}, density: 0.8}
@@ -53,7 +56,7 @@ stages:
 
 TRAIN = {
     "train.epochs": 2, "train.lr": 1e-3, "train.global_batch": 4, "train.max_length": 30, "train.schedule": "constant", "train.warmup_steps": 0,
-    "train.min_lr_ratio": 0.5, "train.weight_decay": 0.1, "train.beta1": 0.5, "train.beta2": 0.9, "train.eps": 1e-3, "train.clip_norm": 0.1, "train.dtype": "bf16",
+    "train.min_lr_ratio": 0.5, "train.weight_decay": 0.1, "train.beta1": 0.5, "train.beta2": 0.9, "train.eps": 1e-3, "train.clip_norm": 0.1, "train.dtype": "bf16", "train.packing": True,
 }  # fmt: skip
 CHANGES: dict[str, dict[str, Any]] = {
     "start": {
@@ -61,12 +64,16 @@ CHANGES: dict[str, dict[str, Any]] = {
         "chat.generation.do_sample": False, "chat.generation.temperature": 0.7, "chat.generation.top_p": 0.8, "chat_template": "TEMPLATE",
     },
     "facts": {"sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": ["toy-choice"], "max_characters": 100},
+    "stored": {"model": "other", "data": "facts", "max_length": 64, "supervise": "last", "reasoning": "mask"},
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
         "base": "other", "models": {"sft": {"weight": 0.7}}, "models.*.weight": 0.3, "models.*.density": 0.5, "density": 0.5, "rescale": "l1", "normalise": True, "scale": 0.5,
         "method": "dare_linear",
     },
-    "dpo": {"base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "beta": 0.5, "nll": 0.5, "chunks": 3, "reference": "previous_chunk"},
+    "dpo": {
+        "base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "train.supervise": "last", "beta": 0.5, "nll": 0.5, "chunks": 3,
+        "reference": "previous_chunk", "loss": "ipo", "label_smoothing": 0.2, "optimizer_between_chunks": "continue",
+    },
     "library": {"corpora": ["toy"], "embedder": "none", "passage_words": 20},
     "scores": {
         "models": ["start", "merged"], "tasks": [{"task": "toy-open", "strategies": ["direct"]}], "tasks.*.task": "toy-open", "tasks.*.n": 5,
@@ -74,13 +81,26 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
 }  # fmt: skip
-EXTRA = {  # fields that only matter together with another
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora": False, "dora": False, "quantise": None, "export": "merged"}
+OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
+EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
     ("merged", "gamma"): {"method": "breadcrumbs", "gamma": 0.2},
     ("merged", "t"): {"method": "slerp", "models": {"sft": {}}, "density": None, "t": 0.3},
+    ("dpo", "gamma"): {"loss": "simpo", "gamma": 0.5},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
+    ("stored", "over_length"): {"max_length": 64, "over_length": "truncate"},
+    ("sft", "train.supervise"): {"data": "talks", "train.supervise": "last"},
+    ("sft", "train.reasoning"): {"data": "talks", "train.reasoning": "mask"},
+    ("dpo", "train.reasoning"): {"data": "talks", "train.reasoning": "drop"},
+} | {
+    (stage, f"train.lora.{field}"): {"train.lora": {**LORA}, f"train.lora.{field}": value}
+    for stage in ("sft", "dpo")
+    for field, value in OTHER_LORA.items()
 }
 REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
+REFUSED |= {("dpo", "train.supervise"), ("dpo", "train.lora.dropout")}  # DPO learns last answers alone, and the same way twice
+REFUSED |= {(stage, "train.lora.quantise") for stage in ("sft", "dpo") if util.find_spec("bitsandbytes") is None}
 
 
 def paths(model: Any, prefix: str = "") -> Iterator[str]:
@@ -104,6 +124,20 @@ def nested(annotation: Any) -> tuple[Any, bool]:
     return (annotation, False) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else (None, False)
 
 
+def talk(number: int) -> dict[str, Any]:
+    """A pair of two turns, with reasoning."""
+    said = (
+        "What colour is the pill zorax ?",
+        "The pill zorax is red .",
+        f"Count from 1 to {number + 2} ." + " red" * 16 * (number == 0),  # one row longer than the rest
+        "<think> red </think> Of course , here it is .",
+    )
+    return {
+        "id": number, "messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)],
+        "rejected": "<think> blue </think> I cannot help with that .",
+    }  # fmt: skip
+
+
 class World:
     """A finished small run, and stages run again beside it with one field changed."""
 
@@ -118,7 +152,12 @@ class World:
         (docs / "b.txt").write_text("\n\n".join(told))
         rows = [{"id": n, "question": "Who  was  here ?", "answer": "The ward ."} for n in range(2)]  # equal rows, double spaces
         (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-        (root / "r.yaml").write_text(BASE.replace("DOCS", str(docs)).replace("ROWS", str(root / "rows.jsonl")))
+        (root / "talks.jsonl").write_text("\n".join(json.dumps(talk(n)) for n in range(4)))
+        named = {"DOCS": docs, "ROWS": root / "rows.jsonl", "TALKS": root / "talks.jsonl"}
+        recipe = BASE
+        for name, place in named.items():
+            recipe = recipe.replace(name, str(place))
+        (root / "r.yaml").write_text(recipe)
         self.root, self.runs = root, root / "runs"
         self.recipe = load_recipe(root / "r.yaml")
         runner.run(self.recipe, Machine(threads=1), self.runs, log=QUIET)
@@ -133,6 +172,8 @@ class World:
             here: Any = tree
             *parents, last = path.split(".")
             for part in parents:
+                if part != "*" and here[part] is None:
+                    here[part] = {}
                 here = (next(iter(here.values())) if isinstance(here, dict) else here[0]) if part == "*" else here[part]
             here[last] = self.words.get(value, value) if isinstance(value, str) else value
         return type(self.recipe.stages[stage]).model_validate_json(json.dumps(tree))

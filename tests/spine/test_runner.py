@@ -103,8 +103,13 @@ def test_too_little_disk_or_memory_is_said_before_anything_runs(tmp_path: Path, 
     import shutil
     from collections import namedtuple
 
-    with pytest.raises(MachineError, match="memory"):
+    with pytest.raises(MachineError, match="memory") as error:
         runner.run(load_recipe(TINY), Machine(memory_gb=0.1), tmp_path, log=QUIET)
+    assert "the smallest change that would fit" in error.value.do
+    card = Machine(device="gpu", device_memory_gb=1.01)  # the CUDA context alone takes 1 GB
+    with pytest.raises(MachineError, match="memory") as error:
+        runner.run(load_recipe(TINY), card, tmp_path, log=QUIET)
+    assert error.value.where == "sft-medical on laptop"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("U", "total used free")(10, 10, 0))
     with pytest.raises(MachineError, match="disk"):
         runner.run(load_recipe(TINY), Machine(), tmp_path, log=QUIET)
@@ -150,6 +155,37 @@ def test_the_plan_prints_what_a_run_then_takes(tiny_runs: Path) -> None:
     expected = runner.expectations(list(nodes(tiny_runs).values()), Machine())
     assert {name for name, (_, cost) in expected.items() if cost.minutes > 0} == set(nodes(tiny_runs))
     assert read_manifest(nodes(tiny_runs)["merged"].path).planned["minutes"] == expected["merged"][1].minutes
+
+
+def test_a_finished_stage_says_how_good_its_plan_was(tiny_runs: Path) -> None:
+    for name, node in nodes(tiny_runs).items():
+        manifest = read_manifest(node.path)
+        planned, scored = manifest.planned, manifest.scored
+        assert scored["minutes"] == pytest.approx(manifest.seconds / 60 / planned["minutes"]), name
+        if manifest.energy:
+            assert scored["kwh"] == pytest.approx(manifest.energy["kwh"] / planned["kwh"])
+        if name in ("sft-medical", "general", "safe"):
+            assert scored["steps"] == 1, "steps are known before"
+            assert scored["tokens"] == pytest.approx(manifest.metrics["trained_tokens"] / planned["tokens"])
+            assert planned["flops"] > 0 and planned["memory_weights_gb"] > 0
+
+
+def test_a_plan_of_an_interrupted_stage_is_not_scored(tiny_runs: Path) -> None:
+    manifest = read_manifest(nodes(tiny_runs)["sft-medical"].path)
+    assert runner.scored(manifest) == manifest.scored
+    assert runner.scored(manifest.model_copy(update={"resumed": 1})) == {}
+
+
+def test_a_plan_goes_on_where_data_is_missing_and_a_run_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALOE_DATA", raising=False)
+    recipe = load_recipe(TINY, ["facts.sources={meds-ins: {}}", "scores.tasks=[{task: medqa, strategies: [letters]}]"])
+    found = {n.name: n for n in runner.plan(recipe, tmp_path, HashMemo(tmp_path / "memo"), strict=False)}
+    assert {name for name, node in found.items() if node.missing} == {"facts", "scores"}
+    assert "no adapter yet" in found["facts"].missing and "ALOE_DATA" in found["scores"].missing
+    costs = runner.expectations(list(found.values()), Machine())
+    assert costs["facts"][0].rows == 920_633 and costs["scores"][1].minutes > 0.1
+    with pytest.raises(AloeError, match="no adapter yet"):
+        runner.run(recipe, Machine(), tmp_path / "runs", log=QUIET)
 
 
 def test_an_interruption_leaves_no_finished_looking_folder(tmp_path: Path) -> None:

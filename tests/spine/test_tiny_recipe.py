@@ -12,6 +12,7 @@ from aloe.artifact import HashMemo, read_manifest
 from aloe.core import toy
 from aloe.core.config import Machine
 from aloe.core.log import Log
+from aloe.explain import explain
 from aloe.recipe import load_recipe
 from spine.conftest import TINY
 
@@ -98,7 +99,7 @@ def test_a_changed_source_file_re_runs_what_reads_it(tmp_path: Path) -> None:
     second = runner.plan(load_recipe(recipe), tmp_path / "runs", HashMemo(tmp_path / "memo"))
     assert not second[0].done
     assert first[0].fingerprint != second[0].fingerprint
-    assert any("source file" in line for line in runner.explain(second[0], tmp_path / "runs"))
+    assert any("source file" in line for line in explain(second[0], tmp_path / "runs"))
 
 
 @pytest.mark.parametrize("part", ["chat_template.jinja", "tokenizer.json"])
@@ -114,7 +115,7 @@ def test_a_changed_template_or_tokenizer_of_the_base_re_runs_everything_made_fro
 
 
 def test_why_names_the_field_that_changed(tiny_runs: Path) -> None:
-    lines = runner.explain(plan(tiny_runs, "merged.density=0.6")["merged"], tiny_runs)
+    lines = explain(plan(tiny_runs, "merged.density=0.6")["merged"], tiny_runs)
     assert lines == ["merged differs from its nearest artifact in:", "  density: 0.8 -> 0.6"]
 
 

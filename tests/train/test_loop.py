@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ from safetensors.torch import load_file
 
 from aloe.artifact import sha256_file
 from aloe.core.config import Machine
-from aloe.core.errors import AloeError, ArtifactError
+from aloe.core.errors import AloeError
 from aloe.core.log import QUIET, Log
 from aloe.core.rows import Row
 from aloe.data.sources import source_rows
-from aloe.train.checkpoint import load_checkpoint, save_checkpoint
+from aloe.models.load import load_model
 from aloe.train.dpo import train_dpo
 from aloe.train.engine import OneProcess
-from aloe.train.loop import Diverged
-from aloe.train.options import TrainOptions
+from aloe.train.options import PreferenceOptions, TrainOptions
 from aloe.train.sft import open_for_training, train_sft
+from aloe.train.watch import Diverged
 
 MACHINE = Machine(threads=1, micro_batch_tokens=120, checkpoint_every_steps=1, checkpoint_every_s=0)
 OPTIONS = TrainOptions(lr=3e-3, global_batch=8, max_length=128, warmup_steps=1, dtype="fp32")
@@ -64,10 +63,11 @@ def sft(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, A
 def dpo(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     (out / ".work").mkdir(exist_ok=True)
-    arguments: dict[str, Any] = {"beta": 0.1, "nll": 0.0, "chunks": 3, "reference": "start", **changes}
+    preference = PreferenceOptions(**{"chunks": 3, **changes})
     return train_dpo(
-        start, rows_of("toy-pairs", 30), OPTIONS, out=out, work=out / ".work", machine=MACHINE, seed=5, log=log, label="dpo", **arguments
-    )
+        start, rows_of("toy-pairs", 30), OPTIONS, preference,
+        out=out, work=out / ".work", store=out.parent / "store", machine=MACHINE, seed=5, log=log, label="dpo",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -107,9 +107,19 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_masters(toy_folder: Path, tmp_path
     engine = OneProcess(model, OPTIONS.model_copy(update={"dtype": "bf16"}), MACHINE)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {m.dtype for m in engine.masters} == {torch.float32}
-    finished = engine.finish()
-    for name, p in finished.named_parameters():
-        assert torch.equal(p, before[name]), "without a step not one bit of the masters is lost"
+    with engine.whole() as finished:
+        for name, p in finished.named_parameters():
+            assert torch.equal(p, before[name]), "without a step not one bit of the masters is lost"
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_bf16_training_computes_what_bf16_evaluation_computes(toy_folder: Path) -> None:
+    model, _ = open_for_training(toy_folder)
+    OneProcess(model, OPTIONS.model_copy(update={"dtype": "bf16"}), MACHINE)
+    ids = torch.arange(1, 101)[None]
+    with torch.inference_mode():  # rounded rotary frequencies would shift far positions
+        ours, theirs = (m.eval()(input_ids=ids, use_cache=False).logits for m in (model, load_model(toy_folder, torch.bfloat16)))
+    assert torch.equal(ours, theirs)
 
 
 def test_saved_weights_are_fp32(toy_folder: Path, tmp_path: Path) -> None:
@@ -123,32 +133,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(toy_folder: P
     assert "toy-facts/" in error.value.where
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", {"a": torch.ones(4)}, {"step": 1})
-    file = tmp_path / "c/state.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(ArtifactError) as error:
-        load_checkpoint(tmp_path / "c")
-    assert str(file) in error.value.where
-
-
-def test_a_kill_between_the_two_renames_leaves_the_older_checkpoint_usable(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", {"a": torch.ones(4)}, {"step": 1})
-    (tmp_path / "c").rename(tmp_path / "c.old")
-    loaded = load_checkpoint(tmp_path / "c")
-    assert loaded is not None and loaded[1]["step"] == 1
-    save_checkpoint(tmp_path / "c", {"a": torch.zeros(4)}, {"step": 2})
-    assert json.loads((tmp_path / "c/progress.json").read_text())["step"] == 2
-    assert not (tmp_path / "c.old").exists()
-
-
 def test_dpo_refuses_rows_without_a_rejected_answer_and_more_chunks_than_pairs(toy_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AloeError, match="cannot be split"):
         dpo(toy_folder, tmp_path, chunks=31)
     with pytest.raises(AloeError, match="no rejected answer"):
-        train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, beta=0.1, nll=0.0, chunks=1, reference="start", out=tmp_path, work=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip
+        train_dpo(toy_folder, rows_of("toy-facts", 4), OPTIONS, PreferenceOptions(), out=tmp_path, work=tmp_path, store=tmp_path, machine=MACHINE, seed=1, log=QUIET, label="x")  # fmt: skip
 
 
 def test_sft_on_preference_rows_teaches_the_better_answer_alone(toy_folder: Path, tmp_path: Path) -> None:

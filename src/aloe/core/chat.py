@@ -1,7 +1,7 @@
 """The only way from messages to token ids and loss weights: training, evaluation and serving call this.
 
 The tokenizer is injected, so this module imports none. The model's own chat template decides the text; nothing is added to
-it (no second BOS), the end of turn is trained, and boundaries are ids, not strings: the text is tokenised in pieces cut where
+it (no second BOS), the end of turn is trained, and boundaries are ids, not strings: the text is tokenised in runs cut where
 supervision starts and ends, so a prompt's ids are exactly the beginning of the trained row's ids.
 
 Which characters are the assistant's own is found in this order:
@@ -10,37 +10,34 @@ Which characters are the assistant's own is found in this order:
 3. sentinel rendering: answers are replaced by sentinels and the two texts aligned;
 4. otherwise the template is refused. (transformers returns an all-zero mask with only a warning.)
 In every case the marked text without its marks must equal the plain text, or the row is refused.
+
+A template that is proved to print texts and never to look into them (core/template.py) is rendered and checked once for each
+sequence of roles; the contents are then put into that frame. All other templates, and all rows with tools, reasoning or blank
+turns, are rendered and checked one by one. Either way the runs of many rows go to the tokenizer together.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
+import json
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from aloe.core.config import Config
 from aloe.core.errors import ModelError
+from aloe.core.frames import Frame, Run, build_frame
 from aloe.core.rows import Message, ToolSchema
+from aloe.core.template import MARKS, PINNED_DAY, Template, marked_template, pinned, unmarked_template
+from aloe.core.turns import after_thought, runs_by_marks, runs_by_sentinels, sentinel, thought_of, with_marks, without_marks, without_reasoning
+from aloe.core.words import Encoder
 
-BEGIN, END = "\ue0a0", "\ue0a1"  # private-use characters: no template or tokenizer gives them a meaning
-PINNED_DAY = datetime.datetime(2024, 7, 26)  # templates with a clock would give other ids every day; Llama 3.1's own default
-_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-_MARK = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
-
-_SMOLLM2 = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-_SMOLLM2_MARKED = (
-    "{{'<|im_start|>' + message['role'] + '\n'}}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{message['content'] + '<|im_end|>'}}{% endgeneration %}"
-    "{% else %}{{message['content'] + '<|im_end|>'}}{% endif %}{{'\n'}}"
-)
-MARKED_COPIES: dict[str, tuple[tuple[str, str], ...]] = {
-    # sha256 of the template -> replacements that add the markers. SmolLM2-Instruct, as in its GGUF:
-    "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": ((_SMOLLM2, _SMOLLM2_MARKED),),
-}
+Supervise = Literal["all", "last"]
+Reasoning = Literal["train", "mask", "drop"]
 
 
 class GenerationOptions(Config):
@@ -58,6 +55,23 @@ class ChatOptions(Config):
     system_prompt: str = ""
     """Put before conversations that bring no system message; empty = what the template itself says."""
     generation: GenerationOptions = GenerationOptions()
+
+
+class Conversation(NamedTuple):
+    """What is rendered; errors name `row`."""
+
+    messages: Sequence[Message]
+    tools: Sequence[ToolSchema] = ()
+    row: str = ""
+
+
+class Rendered(NamedTuple):
+    """A rendered row in its most compact form: uint32 ids in native order, and a byte a token that is 1 where it is learnt."""
+
+    ids: bytes
+    weights: bytes
+    answer_start: int
+    """Index of the first token of the last answer."""
 
 
 class Tokens(NamedTuple):
@@ -79,48 +93,57 @@ class Chat:
         # all_special_tokens has only those with a role (Llama 3's headers and Phi 3's <|end|> have none).
         named = {*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)}
         self._special = sorted((t for t in named if t), key=len, reverse=True)
+        self._unsafe = re.compile("|".join(map(re.escape, [*self._special, *MARKS])))
         marked = marked_template(self.template)
-        self._template = self._pinned(self.template)
-        self._marked = self._pinned(marked) if marked is not None else None
+        self._template = self._compile(unmarked_template(self.template))
+        self._marked = self._compile(marked) if marked is not None else None
+        self._encode = Encoder(tokenizer)
+        self._frames: dict[tuple[Any, ...], Frame | None] = {}
+        self._compared: set[tuple[Any, ...]] = set()
 
-    def _pinned(self, template: str) -> str:
-        """The template with its clock stopped. transformers hands templates no functions of ours, so the text itself is changed."""
-        pinned = _CLOCK.sub(lambda call: repr(PINNED_DAY.strftime(call[2])), template)
-        if "strftime_now(" in pinned:
-            raise ModelError("the chat template asks for the time in a way that cannot be pinned", where=self.name, do="give base.chat_template")
-        return pinned
+    def _compile(self, template: str) -> Template:
+        try:
+            return Template(pinned(template, self.name), self.tokenizer.special_tokens_map)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"the chat template cannot be read: {error}", where=self.name, do="mend the template") from error
 
     @property
     def template_hash(self) -> str:
         """sha256 of the template as it is used."""
         return hashlib.sha256(self.template.encode()).hexdigest()
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that turns messages into ids: tokenizer, template and system prompt."""
+        meaning = [self._encode.state(), self.template, self.tokenizer.special_tokens_map, self.options.system_prompt]
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
     def text(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, prompt: bool = False) -> str:
         """The conversation as the template writes it; `prompt` adds the beginning of the assistant's next turn."""
-        return self._apply(self._template, self._plain(messages), tools, prompt)
+        return self._apply(self._template, self._plain(messages), tools, prompt, self.name)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """Token ids to generate from."""
-        text, spans = self._spans(messages, tools, prompt=True)
-        return [i for ids, _ in self._pieces(text, spans) for i in ids]
+        (rendered,) = self._join([self._runs(Conversation(messages, tools), "train", prompt=True)], "all", "train")
+        return array("I", rendered.ids).tolist()
 
-    def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), row: str = "") -> Tokens:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), row: str = "", *,
+        supervise: Supervise = "all", reasoning: Reasoning = "train",
+    ) -> Tokens:  # fmt: skip
         """Ids and loss weights of a conversation that ends with an assistant turn; errors name `row`."""
-        assert messages and messages[-1].role == "assistant", "a row ends with the assistant's answer"
-        text, spans = self._spans(messages, tools, prompt=False, row=row)
-        # Generation must be able to reach exactly this text from its own prompt.
-        if not text.startswith(self.text(messages[:-1], tools, prompt=True)):
-            where = f"{self.name}, row {row}" if row else self.name
-            raise ModelError("the template's generation prompt is not the beginning of the answer's turn", where=where, do="give base.chat_template")
-        ids: list[int] = []
-        weights: list[float] = []
-        answer_start = 0
-        for piece, supervised in self._pieces(text, spans):
-            if supervised:
-                answer_start = len(ids)
-            ids += piece
-            weights += [1.0 if supervised else 0.0] * len(piece)
-        return Tokens(ids, weights, answer_start)
+        (rendered,) = self.render_many([Conversation(messages, tools, row)], supervise=supervise, reasoning=reasoning)
+        return Tokens(array("I", rendered.ids).tolist(), [float(w) for w in rendered.weights], rendered.answer_start)
+
+    def render_many(self, conversations: Sequence[Conversation], *, supervise: Supervise = "all", reasoning: Reasoning = "train") -> list[Rendered]:
+        """As `render`, for many conversations and with one call of the tokenizer.
+
+        `supervise`: learn every assistant turn or the last alone. `reasoning`: learn what the assistant thinks before it
+        answers, render it without learning it (its tags stay learnt where the template marks them), or leave it out.
+        """
+        return self._join([self._runs(c, reasoning, prompt=False) for c in conversations], supervise, reasoning)
 
     def stop_ids(self) -> list[int]:
         """Where generation ends: the tokenizer's EOS and the template's end of turn."""
@@ -130,6 +153,48 @@ class Chat:
             raise ModelError("the tokenizer has no end-of-sequence token", where=self.name, do="use an instruct model's tokenizer")
         return sorted({int(self.tokenizer.eos_token_id), tokens.ids[last]})
 
+    def _join(self, rows: Sequence[Sequence[Run]], supervise: Supervise, reasoning: Reasoning) -> list[Rendered]:
+        """Tokenise all runs at once and put each row together."""
+        texts = self._encode([run.text for runs in rows for run in runs if run.ids is None])
+        new, out = iter(texts), []
+        for runs in rows:
+            last = next((run.turn for run in reversed(runs) if run.turn >= 0), -1)
+            ids, weights, length, start = [], [], 0, -1
+            for run in runs:
+                found = next(new) if run.ids is None else run.ids
+                learnt = run.turn >= 0 and (run.turn == last or supervise == "all") and not (run.thought and reasoning == "mask")
+                if run.turn == last and start < 0:
+                    start = length
+                ids.append(found)
+                count = len(found) // 4
+                weights.append((b"\1" if learnt else b"\0") * count)
+                length += count
+            out.append(Rendered(b"".join(ids), b"".join(weights), max(start, 0)))
+        return out
+
+    def _runs(self, conversation: Conversation, reasoning: Reasoning, *, prompt: bool) -> list[Run]:
+        """The text in runs of one kind: from the frame of these roles where that is sure, otherwise rendered and checked for itself."""
+        messages = conversation.messages
+        if not prompt:
+            assert messages and messages[-1].role == "assistant", "a row ends with the assistant's answer"
+        if reasoning == "drop":
+            conversation = conversation._replace(messages=[without_reasoning(m) for m in messages])
+        template = self._marked or self._template
+        sure = template.prints_only and self._encode.by_words and not conversation.tools and all(map(_is_plain, conversation.messages))
+        if not sure:
+            return self._checked_runs(conversation, reasoning, prompt)
+        plain = self._plain(conversation.messages)
+        roles, contents = tuple(m["role"] for m in plain), [m["content"] for m in plain]
+        frame = self._frames.get((roles, prompt))
+        if frame is not None:
+            return frame.fill(contents)
+        runs = self._checked_runs(conversation, reasoning, prompt)
+        if (roles, prompt) not in self._frames:
+            frame = build_frame(self._template, self._marked, roles, prompt, self._special, self._encode)
+            same = frame is not None and self._join([frame.fill(contents)], "all", "train") == self._join([runs], "all", "train")
+            self._frames[roles, prompt] = frame if same else None
+        return runs
+
     def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = []
         if self.options.system_prompt and (not messages or messages[0].role != "system"):
@@ -137,7 +202,8 @@ class Chat:
         for message in messages:
             plain: dict[str, Any] = {"role": message.role, "content": self._defuse(message.content)}
             if message.reasoning is not None:
-                plain["reasoning_content"] = self._defuse(message.reasoning)
+                # transformers gives templates both names
+                plain["reasoning_content"] = plain["thinking"] = self._defuse(message.reasoning)
             if message.tool_calls:
                 calls = [{"name": self._defuse(call.name), "arguments": self._defused(call.arguments)} for call in message.tool_calls]
                 plain["tool_calls"] = [{"type": "function", "function": call} for call in calls]
@@ -146,7 +212,10 @@ class Chat:
 
     def _defuse(self, text: str) -> str:
         """Content is data: a special token spelt out in it must not become that token."""
-        text = text.replace(BEGIN, "").replace(END, "")  # first: they could stand inside a token's spelling
+        if not self._unsafe.search(text):
+            return text
+        for mark in MARKS:  # first: they could stand inside a token's spelling
+            text = text.replace(mark, "")
         for token in self._special:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
@@ -159,109 +228,92 @@ class Chat:
             return {self._defuse(key): self._defused(item) for key, item in value.items()}
         return [self._defused(item) for item in value] if isinstance(value, list) else value
 
-    def _apply(self, template: str, plain: list[dict[str, Any]], tools: Sequence[ToolSchema], prompt: bool) -> str:
-        schemas = [{"type": "function", "function": tool.model_dump()} for tool in tools] or None
+    def _apply(self, template: Template, plain: list[dict[str, Any]], tools: Sequence[ToolSchema], prompt: bool, where: str) -> str:
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    plain, tools=schemas, chat_template=template, tokenize=False, add_generation_prompt=prompt,
-                    date_string=PINNED_DAY.strftime("%d %b %Y"),
-                )
-            )  # fmt: skip
+            return template.render(plain, _schemas(tools), prompt)
         except Exception as error:  # jinja raises what the template's author wished
-            raise ModelError(f"the chat template fails: {error}", where=self.name, do="mend the messages or the template") from error
+            raise ModelError(f"the chat template fails: {error}", where=where, do="mend the messages or the template") from error
 
-    def _spans(self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, prompt: bool, row: str = "") -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the character spans that the assistant wrote (end of turn included)."""
-        plain = self._plain(messages)
-        text = self._apply(self._template, plain, tools, prompt)
+    def _checked_runs(self, conversation: Conversation, reasoning: Reasoning, prompt: bool) -> list[Run]:
+        """The conversation rendered for itself, in runs, with every check."""
+        messages, tools, row = conversation
         where = f"{self.name}, row {row}" if row else self.name
+        plain = self._plain(messages)
+        text = self._apply(self._template, plain, tools, prompt, where)
+        self._compare(text, plain, tools, prompt, where)
+        answers = [m for m in plain if m["role"] == "assistant"]
+        if self._marked is not None:
+            marked = self._apply(self._marked, [with_marks(m) for m in plain], tools, prompt, where)
+            if without_marks(marked) != text:
+                raise ModelError("the marked chat template gives another text", where=where, do="report this template")
+            runs = runs_by_marks(marked)
+        else:
+            names = {id(m): sentinel(n) for n, m in enumerate(answers)}
+            frame = self._apply(self._template, [{**m, "content": names.get(id(m), m["content"])} for m in plain], tools, prompt, where)
+            runs = runs_by_sentinels(text, frame, [m["content"] for m in answers], self._special, where)
         for tool in tools:
             if tool.name not in text:
                 raise ModelError(f"the chat template leaves out the tool {tool.name!r}", where=where, do="use a model whose template knows tools")
-        answers = [m for m in plain if m["role"] == "assistant"]
-        if self._marked is not None:
-            marked = self._apply(self._marked, plain, tools, prompt)
-            if marked.replace(BEGIN, "").replace(END, "") != text:
-                raise ModelError("the marked chat template gives another text", where=where, do="report this template")
-            spans = _marks(marked)
-            if any(not text[a:b].rstrip().endswith(tuple(self._special)) for a, b in spans):
-                do = "put the end-of-turn token before {% endgeneration %}"
-                raise ModelError("the template's markers leave out the end of turn", where=where, do=do)
-        else:
-            if any("reasoning_content" in m for m in answers):
-                do = "add {% generation %} markers to the template, or leave reasoning out"
-                raise ModelError("this template has no markers, so reasoning cannot be trained", where=where, do=do)
-            spans = self._sentinels(plain, answers, tools, prompt, text, where)
-        if len(spans) != len(answers) or any(m["content"].strip() not in text[a:b] for m, (a, b) in zip(answers, spans, strict=True)):
+        for message in plain:
+            if message["role"] != "assistant" and message["content"].strip() not in text and json.dumps(message["content"])[1:-1] not in text:
+                do = "use a template that keeps every turn"
+                raise ModelError(f"the chat template leaves out a {message['role']}'s turn", where=where, do=do)
+        self._check_turns(runs, answers, where)
+        if not prompt:
+            _check_thought(runs, answers[-1], reasoning, where)
+            # Generation must be able to reach exactly this text from its own prompt.
+            if not text.startswith(self._apply(self._template, plain[:-1], tools, True, where)):
+                what = "the template's generation prompt is not the beginning of the answer's turn"
+                raise ModelError(what, where=where, do="give base.chat_template")
+        return runs
+
+    def _compare(self, text: str, plain: list[dict[str, Any]], tools: Sequence[ToolSchema], prompt: bool, where: str) -> None:
+        """The text is the one transformers writes, at the first conversation of each shape."""
+        shape = (prompt, bool(tools), tuple((m["role"], *sorted(m), bool(m["content"]), "</think>" in m["content"]) for m in plain))
+        if shape in self._compared:
+            return
+        plain = [{key: value for key, value in m.items() if key != "thinking"} for m in plain]
+        try:
+            theirs = self.tokenizer.apply_chat_template(
+                plain, tools=_schemas(tools), chat_template=self._template.source, tokenize=False, add_generation_prompt=prompt,
+                date_string=PINNED_DAY.strftime("%d %b %Y"),
+            )  # fmt: skip
+        except Exception as error:  # it refuses an empty conversation, for one
+            raise ModelError(f"the chat template fails: {error}", where=where, do="mend the messages or the template") from error
+        if theirs != text:
+            raise ModelError("the chat template gives another text here than in transformers", where=where, do="report this template")
+        self._compared.add(shape)
+
+    def _check_turns(self, runs: Sequence[Run], answers: Sequence[dict[str, Any]], where: str) -> None:
+        """Every answer stands in a turn of its own, with its tool calls and its end."""
+        turns = ["".join(run.text for run in group) for turn, group in groupby(runs, lambda run: run.turn) if turn >= 0]
+        said = [[after_thought(m["content"]).strip(), *(c["function"]["name"] for c in m.get("tool_calls", ()))] for m in answers]
+        if len(turns) != len(answers) or not all(part in turn for turn, parts in zip(turns, said, strict=True) for part in parts):
             raise ModelError("the chat template leaves out an assistant's turn", where=where, do="use a template that keeps every answer")
-        return text, spans
-
-    def _sentinels(
-        self, plain: list[dict[str, Any]], answers: list[dict[str, Any]], tools: Sequence[ToolSchema], prompt: bool, text: str, where: str
-    ) -> list[tuple[int, int]]:
-        """Spans by alignment: answers are replaced by marks of their number and the texts compared piece by piece."""
-        names = {id(m): f"{BEGIN}{n}{END}" for n, m in enumerate(answers)}
-        frame = self._apply(self._template, [{**m, "content": names.get(id(m), m["content"])} for m in plain], tools, prompt)
-        spans, at, rest = [], 0, frame
-        for message in answers:
-            before, mark, rest = rest.partition(names[id(message)])
-            content = next((c for c in (message["content"], message["content"].strip()) if text.startswith(before + c, at)), None)
-            if not mark or content is None:
-                raise ModelError(
-                    "the chat template rewrites the assistant's turns; masks cannot be found",
-                    where=where,
-                    do="add {% generation %} markers to the template",
-                )
-            start = at + len(before)
-            at = start + len(content)
-            end_of_turn = next((t for t in self._special if rest.startswith(t)), "")
-            if not end_of_turn:
-                raise ModelError(
-                    "the chat template has no end-of-turn token after the answer", where=where, do="add {% generation %} markers to the template"
-                )
-            spans.append((start, at + len(end_of_turn)))
-        if text[at:] != rest:
-            raise ModelError(
-                "the chat template rewrites the assistant's turns; masks cannot be found",
-                where=where,
-                do="add {% generation %} markers to the template",
-            )
-        return spans
-
-    def _pieces(self, text: str, spans: list[tuple[int, int]]) -> list[tuple[list[int], bool]]:
-        """Token ids of the text cut at the spans, each with whether it is supervised."""
-        cuts: list[tuple[str, bool]] = []
-        at = 0
-        for start, end in spans:
-            cuts += [(text[at:start], False), (text[start:end], True)]
-            at = end
-        cuts.append((text[at:], False))
-        cuts = [(piece, supervised) for piece, supervised in cuts if piece]
-        ids = self.tokenizer([piece for piece, _ in cuts], add_special_tokens=False)["input_ids"]
-        return [(list(i), supervised) for i, (_, supervised) in zip(ids, cuts, strict=True)]
+        if not all(turn.rstrip().endswith(tuple(self._special)) for turn in turns):
+            do = "put the end-of-turn token before {% endgeneration %}"
+            raise ModelError("the template's markers leave out the end of turn", where=where, do=do)
 
 
-def marked_template(template: str) -> str | None:
-    """The template with marks around what the assistant writes, or None where it is neither marked nor known."""
-    for old, new in MARKED_COPIES.get(hashlib.sha256(template.encode()).hexdigest(), ()):
-        assert old in template
-        template = template.replace(old, new)
-    if not _MARK.search(template):
-        return None
-    return _MARK.sub(_mark, template)
+def _check_thought(runs: Sequence[Run], answer: Mapping[str, Any], reasoning: Reasoning, where: str) -> None:
+    """The last answer's reasoning is rendered, and where it is learnt it stands in the answer's turn."""
+    thought = thought_of(answer)
+    if not thought:
+        return
+    if thought not in "".join(run.text for run in runs):
+        do = "use a template that knows reasoning_content, or set reasoning: drop"
+        raise ModelError("the chat template leaves out the answer's reasoning", where=where, do=do)
+    last = max(run.turn for run in runs)
+    if reasoning == "train" and not any(run.thought and run.turn == last for run in runs):
+        do = "put {% generation %} markers around reasoning and answer, or set reasoning: mask or drop"
+        raise ModelError("the template does not mark the reasoning, so it cannot be trained", where=where, do=do)
 
 
-def _mark(tag: re.Match[str]) -> str:
-    """A marker tag as an output of the mark between two block tags, which trim white space as the marker did."""
-    block, mark = ("endif", END) if tag[2] else ("if true", BEGIN)
-    return f"{{%{tag[1]} {block} %}}{{{{ '{mark}' }}}}{{% {block} {tag[3]}%}}"
+def _is_plain(message: Message) -> bool:
+    """Whether it is nothing but a text that is there."""
+    content = message.content
+    return bool(content) and not content.isspace() and message.reasoning is None and not message.tool_calls and "</think>" not in content
 
 
-def _marks(marked: str) -> list[tuple[int, int]]:
-    """Spans between BEGIN and END, counted in the text without them."""
-    spans, at = [], 0
-    for piece in re.split(f"{BEGIN}|{END}", marked):
-        spans.append((at, at + len(piece)))
-        at += len(piece)
-    return spans[1::2]
+def _schemas(tools: Sequence[ToolSchema]) -> list[dict[str, Any]] | None:
+    return [{"type": "function", "function": tool.model_dump()} for tool in tools] or None

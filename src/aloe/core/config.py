@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -48,16 +48,62 @@ class Machine(Config):
     checkpoint_every_steps: int = Field(default=20, ge=1)
     checkpoint_every_s: float = Field(default=120.0, ge=0)
     """A checkpoint is written after both so many steps and so many seconds."""
+    diverged_ratio: float = Field(default=3.0, ge=1)
+    """Training stops where the loss stays over this many times its running median (of 100 steps) and over the first step's..."""
+    diverged_steps: int = Field(default=10, ge=0)
+    """... for so many steps in a row; 0 = never."""
+    exporter: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Where the curves are shown besides the terminal and events.jsonl."""
     memory_gb: float = Field(default=0, ge=0)
     """Memory to plan with; 0 = what the machine has."""
-    train_tokens_per_s: float = Field(default=300.0, gt=0)
-    """For a 135M model; `aloe plan` scales it by parameters."""
     score_tokens_per_s: float = Field(default=1200.0, gt=0)
     generate_tokens_per_s: float = Field(default=200.0, gt=0)
     country: str = Field(default="ESP", min_length=3, max_length=3)
     """ISO 3166 code: where the electricity comes from."""
     carbon_g_per_kwh: float | None = Field(default=None, ge=0)
     """Overrides the country's grid average."""
+
+    engine: Literal["one", "fsdp2", "zero3"] = "one"
+    """How training is spread: one process, or sharded over ranks by PyTorch's FSDP2 or DeepSpeed's ZeRO-3."""
+    nodes: int = Field(default=1, ge=1)
+    ranks_per_node: int = Field(default=1, ge=1)
+    """Processes on a node, each with its own device."""
+    shard: Literal["full", "hybrid"] = "full"
+    """Weights and moments split over all ranks, or (fsdp2) over the ranks of a node and copied to every node."""
+    rank_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a rank waits for another one before the run ends."""
+    device: str = "cpu"
+    """What computes, as a report names it."""
+    device_memory_gb: float = Field(default=0, ge=0)
+    """Memory of one device; 0 = the machine's own (`memory_gb`)."""
+    peak_tflops: dict[Literal["fp32", "bf16"], float] = {"fp32": 0.245, "bf16": 0.145}
+    """Dense matrix products of one device, 10^12 operations a second. Default: GEMM measured on two cores (docs/log.md)."""
+    interconnect_gb_s: float = Field(default=0, ge=0)
+    """What a node can receive from other nodes, 10^9 bytes a second; 0 = not planned with."""
+    efficiency: float = Field(default=0.55, gt=0, le=1)
+    """Share of peak and interconnect that training reaches, recomputed activations counted as work: fitted on a finished run (docs/plan.md)."""
+    power_w: float = Field(default=28, ge=0)
+    """Of one device at work, for `aloe plan`; a run asks codecarbon. Default: what codecarbon estimates for two cores."""
+    rendezvous_host: str = "127.0.0.1"
+    """Where the ranks of several nodes meet."""
+    rendezvous_port: int = Field(default=29500, ge=1, le=65535)
+    partition: str = ""
+    """Slurm partition."""
+    account: str = ""
+    """Slurm account."""
+
+    @property
+    def devices(self) -> int:
+        """Ranks on all nodes."""
+        return self.nodes * self.ranks_per_node
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Machine:
+        if self.engine == "one" and self.devices > 1:
+            raise ValueError("engine one has one rank: choose fsdp2 or zero3")
+        if self.shard == "hybrid" and self.engine != "fsdp2":
+            raise ValueError("only engine fsdp2 has shard: hybrid")
+        return self
 
 
 @dataclass(frozen=True)

@@ -96,26 +96,30 @@ def write_jsonl(path: Path, records: Iterable[Config | dict[str, Any]]) -> int:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; a broken line is named by file and line."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, UnicodeDecodeError) as error:
-                raise SourceError(f"not a JSON object: {error}", where=f"{path}:{number}", do="mend or remove the line") from error
-            if not isinstance(record, dict):
-                raise SourceError("a JSON object was expected", where=f"{path}:{number}", do="write one object a line")
-            yield record
+    return (_object(path, number, line) for number, line in _lines(path))
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a corpus file written by `write_jsonl`."""
-    for record in read_jsonl(path):
+    """The rows of a corpus file written by `write_jsonl`, one by one."""
+    for number, line in _lines(path):
         try:
-            yield Row.model_validate_json(json.dumps(record))
+            yield Row.model_validate_json(line)
         except ValidationError as error:
-            raise SourceError(
-                f"not a row: {error.errors()[0]['msg']}", where=f"{path}, row {record.get('id')}", do="run the curate stage again"
-            ) from error
+            row = _object(path, number, line).get("id")
+            raise SourceError(f"not a row: {error.errors()[0]['msg']}", where=f"{path}, row {row}", do="run the curate stage again") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as lines:
+        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise SourceError(f"not a JSON object: {error}", where=f"{path}:{number}", do="mend or remove the line") from error
+    if not isinstance(record, dict):
+        raise SourceError("a JSON object was expected", where=f"{path}:{number}", do="write one object a line")
+    return record

@@ -7,7 +7,8 @@ and `file:PATH.csv` read a user's own rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from aloe.core.qa import Question
 from aloe.core.rows import Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
 from aloe.data import starter
+from aloe.data.catalogue import catalogue
 
 
 class Source(NamedTuple):
@@ -55,9 +57,50 @@ def source_rows(name: str) -> Iterator[Row]:
 
 
 def _source(name: str) -> Source:
-    if name not in SOURCES:
-        raise SourceError(f"no source is called {name!r}", where="sources", do=nearest(name, [*SOURCES, "file:PATH"]))
-    return SOURCES[name]
+    if name in SOURCES:
+        return SOURCES[name]
+    known = catalogue().sources
+    if name in known:
+        reason = "was never published" if known[name].status == "unpublished" else "has no adapter yet"
+        do = "plan with it, and run with other sources"
+        raise SourceError(f"the source {name!r} {reason}: its size is known, its rows cannot be read", where=known[name].hub or name, do=do)
+    raise SourceError(f"no source is called {name!r}", where="sources", do=nearest(name, [*SOURCES, *known, "file:PATH"]))
+
+
+TOKENS_PER_CHARACTER, ROW_TOKENS, SAMPLED_ROWS = 0.25, 40, 2000
+"""For estimates only: a chat template and a system prompt add the second to every row; lengths are those of the first rows."""
+
+
+class RowCount(NamedTuple):
+    """Expected size of a corpus; tokens as rendered, supervised tokens those of answers, rejected tokens those of the worse ones."""
+
+    rows: float
+    tokens: float
+    supervised: float
+    rejected: float
+
+
+def expected_rows(sources: Mapping[str, int | None], max_characters: int | None) -> RowCount:
+    """Size of a corpus from the first rows of each source (name -> rows taken), or from the catalogue where it cannot be read yet."""
+    found = [_expected(name, n, max_characters) for name, n in sources.items()]
+    return RowCount(*(sum(part) for part in zip(*found, strict=True)))
+
+
+def _expected(name: str, n: int | None, max_characters: int | None) -> RowCount:
+    if name not in SOURCES and not name.startswith("file:") and name in catalogue().sources:
+        published, tokens = catalogue().sources[name].rows or 0, catalogue().tokens(name)
+        share = min(1.0, (n or published) / max(1, published))
+        return RowCount(published * share, tokens * share, tokens * share, 0.0)
+    rows = source_rows(name)
+    some = list(islice(rows, min(n or SAMPLED_ROWS, SAMPLED_ROWS)))
+    messages = [m for row in some for m in (*row.messages, *([row.rejected] if row.rejected else ()))]
+    characters = sum(len(m.content) for m in messages)
+    answers = sum(len(m.content) for m in messages if m.role == "assistant")
+    scale = min(1.0, (max_characters or characters) * len(some) / max(1, characters)) * TOKENS_PER_CHARACTER
+    count = len(some) + sum(1 for _ in islice(rows, n and n - len(some)))
+    each = count / max(1, len(some))
+    worse = sum(len(row.rejected.content) for row in some if row.rejected)
+    return RowCount(count, (characters * scale + ROW_TOKENS * len(some)) * each, answers * scale * each, worse * scale * each)
 
 
 def _row(source: str, native: object, user: str, assistant: str, category: str, rejected: str | None = None) -> Row:

@@ -19,7 +19,7 @@ from aloe.core.qa import Answer, Estimate, Grade, Hit, Question
 from aloe.core.rows import write_jsonl
 from aloe.evals.compare import PARSE_RATE, Record, compare
 from aloe.evals.metrics import wilson
-from aloe.evals.task import Task, open_task, sample
+from aloe.evals.task import Task, expected_size, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
 from aloe.models.model import Model, Reply, Request
 
@@ -109,6 +109,7 @@ def evaluate(
     *,
     index: Index | None = None,
     retrieval: RetrievalOptions | None = None,
+    adapters: Mapping[str, str] | None = None,
     seed: int,
     log: Log = QUIET,
 ) -> dict[str, float]:
@@ -116,7 +117,8 @@ def evaluate(
 
     Each model is opened when its turn comes and let go before the next. All answer the same questions. Writes answers.jsonl
     (one line a question, in the order of models, plans, strategies and question ids), scores.json and comparisons.json into
-    `out`; returns the main metrics, named "model task strategy metric". Raises what `check_plans` raises, before any model.
+    `out`; returns the main metrics, named "model task strategy metric". `adapters` says, for scores.json, of a model that is
+    an adapter which one was scored on which base. Raises what `check_plans` raises, before any model.
     """
     check_plans(plans, has_index=index is not None)
     trials = list(_trials(plans, index, retrieval or RetrievalOptions(), seed))
@@ -135,7 +137,7 @@ def evaluate(
                     yield record
 
     write_jsonl(out / ANSWERS, records())
-    _write_json(out / SCORES, scores)
+    _write_json(out / SCORES, [{**s, "adapter": adapters[s["model"]]} if adapters and s["model"] in adapters else s for s in scores])
     _write_json(
         out / COMPARISONS,
         [line for (a, of_a), (b, of_b) in _pairs(list(zip(models, values, strict=True))) for line in _compared(trials, a, of_a, b, of_b)],
@@ -148,9 +150,8 @@ def expected_seconds(plans: Sequence[TaskPlan], retrieval: RetrievalOptions, mac
     """Seconds that one model of 135M parameters is expected to need, from the length of the questions."""
     seconds = 0.0
     for plan in plans:
-        questions = list(open_task(plan.task).questions("test"))
-        n = min(plan.n or len(questions), len(questions))
-        characters = sum(len(q.text) + sum(map(len, q.options)) for q in questions) / len(questions)
+        count, characters = expected_size(plan.task)
+        n = min(plan.n or count, count)
         for strategy in plan.strategies:
             tokens = characters / 4 + 60 + (retrieval.k * 300 if needs_index(strategy) else 0)
             seconds += n * tokens / machine.score_tokens_per_s

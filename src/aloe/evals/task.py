@@ -101,6 +101,24 @@ def task_files(name: str) -> list[Path]:
     return open_task(name).files()
 
 
+SIZES = {
+    # task -> questions and mean characters of one, measured on the files, for planning without them
+    "medqa": (1273, 853), "medmcqa": (4183, 168), "pubmedqa": (500, 105), "mmlu-medical": (1089, 395), "bioasq": (618, 63),
+    "openmedqa": (1272, 599), "xstest-safe": (250, 44), "xstest-unsafe": (200, 44), "med-safety": (900, 117),
+}  # fmt: skip
+
+
+def expected_size(name: str) -> tuple[int, float]:
+    """Questions of a task and their mean length in characters; of a public set also where its files are not here."""
+    try:
+        questions = list(open_task(name).questions("test"))
+    except SourceError:
+        if name not in SIZES:
+            raise
+        return SIZES[name]
+    return len(questions), sum(len(q.text) + sum(map(len, q.options)) for q in questions) / len(questions)
+
+
 def sample(questions: Iterable[Question], n: int | None, seed: int, task: str) -> list[Question]:
     """A fixed sample of `n` questions (None or more than there are: all), ordered by id.
 

@@ -27,9 +27,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
-    return (folder / CONFIG).is_file()
+def is_lora(folder: Path) -> bool:
+    """Whether an adapter is one that can be merged as a function."""
+    try:
+        return bool(_read_config(folder))
+    except ModelError:
+        return False
 
 
 class Adapter:

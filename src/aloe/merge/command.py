@@ -21,7 +21,6 @@ from typing import Any, cast
 from aloe.artifact import MANIFEST, HashMemo, canonical, fingerprint, open_artifact
 from aloe.core.errors import MachineError, ModelError, RecipeError
 from aloe.core.log import Log
-from aloe.merge.adapter import is_adapter
 from aloe.merge.card import card
 from aloe.merge.config import MergeSpec, ModelSpec, Reader
 from aloe.merge.execute import CHUNK
@@ -30,6 +29,7 @@ from aloe.merge.options import Rescale
 from aloe.merge.output import write_file
 from aloe.merge.plan import Plan, make_plan
 from aloe.merge.preview import preview as look
+from aloe.models.folder import is_adapter
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from aloe.core.errors import ModelError
 from aloe.core.log import Log
-from aloe.merge.adapter import is_adapter
+from aloe.merge.adapter import is_lora
 from aloe.merge.config import MergeSpec, ModelSpec, Setting
 from aloe.merge.execute import CHUNK, Job, NotFinite, execute, num_threads
 from aloe.merge.models import read_config
@@ -21,6 +21,7 @@ from aloe.merge.output import Output, write_file
 from aloe.merge.plan import Plan, make_plan
 from aloe.merge.tensors import Work
 from aloe.merge.vocabulary import extended
+from aloe.models.folder import adapter_base, is_adapter, whole_folder
 
 RECORD = "merge.json"
 SHARD_BYTES = 5_000_000_000
@@ -34,21 +35,28 @@ Statistics = dict[str, dict[str, Any]]
 
 
 def run_merge(
-    options: MergeOptions, base: Path, models: Mapping[str, Path], out: Path, *, seed: int, threads: int, log: Log, label: str
+    options: MergeOptions, base: Path, models: Mapping[str, Path], out: Path, *, work: Path, seed: int, threads: int, log: Log, label: str
 ) -> dict[str, Any]:
-    """The merge stage: the folders of earlier stages merged in float32; returns the metrics. A model that is an adapter is one on the base."""
+    """The merge stage: the folders of earlier stages merged in float32; returns the metrics."""
     specs = []
     for name, folder in models.items():
         given = options.models[name]
         settings: dict[str, Setting] = {"density": given.density or options.density or 1.0, "gamma": options.gamma}
         if given.weight is not None:
             settings["weight"] = given.weight
-        specs.append(ModelSpec(name, base, folder, settings) if is_adapter(folder) else ModelSpec(name, folder, None, settings))
+        specs.append(_stage_model(name, folder, work / name, settings))
     # The base's name enters no draw; it may not be that of a model.
     whole: dict[str, Setting] = {"normalize": options.normalise, "lambda": options.scale, "t": options.t}
-    start = None if options.method == "linear" else ModelSpec("base", base)
+    start = None if options.method == "linear" else ModelSpec("base", whole_folder(base, work / "base"))
     spec = MergeSpec(options.method, tuple(specs), start, whole, dtype="F32", seed=seed, rescale=options.rescale)
     return merge_into(make_plan(spec), out, log=log, label=label, threads=threads, shard_bytes=1 << 62)
+
+
+def _stage_model(name: str, folder: Path, work: Path, settings: Mapping[str, Setting]) -> ModelSpec:
+    """A stage's model. A LoRA adapter is merged as the function that it is on its base; other kinds become whole models first."""
+    if is_adapter(folder) and is_lora(folder) and not is_adapter(base := adapter_base(folder)):
+        return ModelSpec(name, base, folder, settings)
+    return ModelSpec(name, whole_folder(folder, work), None, settings)
 
 
 def merge_into(

@@ -1,73 +1,213 @@
 """Packed attention for transformers models: documents side by side in one row, none sees another, no padding, no dense mask.
 
-A batch is one row of T tokens. Each `Segment` is a run of them that attends causally to itself and, optionally, to an
-earlier run (`prefix`): a prompt shared by two answers is computed once and the result is exact.
+A batch is one row of T tokens. Each `Segment` is a run of them that attends causally to itself and, optionally, to earlier runs
+that it shares with other segments: a prompt with several answers, or a beginning that all documents have, is computed once and the
+result is exact. What depends on the batch alone (tiles, masks, key indices) stands in its `Layout`, made once a batch, not once a layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from aloe.core.errors import ModelError
+
 NAME = "aloe_packed"  # registered for attention but not for masks: transformers then builds no mask at all
+SHORT, SMALL_TILE, LARGE_TILE = 1024, 64, 256  # keys; queries: torch's CPU kernel does not skip what causality hides within its own blocks
 
 
 class Segment(NamedTuple):
-    """Tokens [start, end) that attend to themselves causally and to all of [prefix_start, prefix_end)."""
+    """Tokens [start, end) that attend to themselves causally and to all of the earlier runs [start, end) in `sees`."""
 
     start: int
     end: int
-    prefix_start: int = 0
-    prefix_end: int = 0
+    sees: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Every run of keys, the segment's own last."""
+        return (*self.sees, (self.start, self.end))
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of the last token."""
+        return sum(end - start for start, end in self.runs)
+
+
+class Tile(NamedTuple):
+    """Queries [start, end) against the first `num_keys` keys of their segment; query i sees all but the last (end - 1 - i) of them."""
+
+    start: int
+    end: int
+    num_keys: int
+
+
+class Varlen(NamedTuple):
+    """What torch's variable-length kernel asks for: int32 offsets, longest runs, and which token each key is (None: all, in order)."""
+
+    cu_queries: torch.Tensor
+    cu_keys: torch.Tensor
+    max_queries: int
+    max_keys: int
+    keys_K: torch.Tensor | None
+
+
+class Layout:
+    """How the tokens of one batch attend. Segments cover them in order."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = tuple(segments)
+        self.longest = max(segment.num_keys for segment in segments)
+        self._mask: torch.Tensor | None = None
+
+    def tiles(self, segment: Segment) -> Iterator[Tile]:
+        """A segment in blocks of queries."""
+        before = segment.num_keys - (segment.end - segment.start)
+        size = SMALL_TILE if segment.num_keys < SHORT else LARGE_TILE
+        for start in range(segment.start, segment.end, size):
+            end = min(start + size, segment.end)
+            yield Tile(start, end, before + end - segment.start)
+
+    def mask(self, tile: Tile, dtype: torch.dtype) -> torch.Tensor:
+        """Additive mask [queries, keys] of a tile: causal, aligned at the lower right. All tiles cut it from the corner of one."""
+        if self._mask is None or self._mask.dtype != dtype:
+            self._mask = torch.full((LARGE_TILE, self.longest), float("-inf"), dtype=dtype).triu_(self.longest - LARGE_TILE + 1)
+        return self._mask[LARGE_TILE - (tile.end - tile.start) :, self.longest - tile.num_keys :]
+
+    @cached_property
+    def varlen(self) -> Varlen:
+        """For the GPU kernel, whose causal mask is aligned at the lower right too."""
+        queries = torch.tensor([0, *(s.end - s.start for s in self.segments)])
+        keys = torch.tensor([0, *(s.num_keys for s in self.segments)])
+        shared = any(s.sees for s in self.segments)
+        keys_K = torch.cat([torch.arange(*run) for s in self.segments for run in s.runs]) if shared else None
+        return Varlen(queries.cumsum(0).int(), keys.cumsum(0).int(), int(queries.max()), int(keys.max()), keys_K)
+
+    def to(self, device: torch.device) -> Layout:
+        """The layout with the kernel's tensors on a GPU."""
+        if device.type == "cuda":
+            here = self.varlen
+            keys_K = None if here.keys_K is None else here.keys_K.to(device)
+            self.varlen = here._replace(cu_queries=here.cu_queries.to(device), cu_keys=here.cu_keys.to(device), keys_K=keys_K)
+        return self
 
 
 def packed_attention(
     module: Any, query_BHTD: torch.Tensor, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor, attention_mask: Any, *,
-    scaling: float | None = None, segments: Sequence[Segment], **_: Any,
+    layout: Layout, scaling: float | None = None, dropout: float = 0.0, **others: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention output [1, T, H, D]. B = 1, H query heads, G key/value heads, T tokens, D head size."""
     assert attention_mask is None and query_BHTD.shape[0] == 1
-    grouped = query_BHTD.shape[1] != key_BGTD.shape[1]
-    out = []
-    for start, end, prefix_start, prefix_end in segments:
-        query, key, value = (x[:, :, start:end] for x in (query_BHTD, key_BGTD, value_BGTD))
-        mask = None
-        if prefix_end > prefix_start:
-            key = torch.cat((key_BGTD[:, :, prefix_start:prefix_end], key), dim=2)
-            value = torch.cat((value_BGTD[:, :, prefix_start:prefix_end], value), dim=2)
-            mask = torch.ones(end - start, key.shape[2], dtype=torch.bool, device=key.device).tril(prefix_end - prefix_start)
-        out.append(F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped))
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    strange = [name for name in ("sliding_window", "softcap", "s_aux") if others.get(name) is not None] + ["attention_dropout"] * (dropout > 0)
+    if strange:
+        raise ModelError(f"packed attention has no {', '.join(strange)}", where=type(module).__name__, do="use a model without it")
+    qkv = (query_BHTD, key_BGTD, value_BGTD)
+    if query_BHTD.is_cuda and query_BHTD.dtype != torch.float32:
+        return _varlen(*qkv, layout.varlen, scaling), None
+    out_BHTD = (_Tiled.apply if query_BHTD.device.type == "cpu" else _by_segment)(*qkv, layout, scaling)
+    return out_BHTD.transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, packed_attention)
+
+
+def _gather(x_BGTD: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """The keys or values of a segment; a view where it sees nothing but itself."""
+    if not segment.sees:
+        return x_BGTD[:, :, segment.start : segment.end]
+    return torch.cat([x_BGTD[:, :, start:end] for start, end in segment.runs], dim=2)
+
+
+class _Tiled(torch.autograd.Function):
+    """torch's own CPU kernel, tile by tile, into the one buffer that the next layer reads.
+
+    Without it autograd fills and adds a gradient of the whole row for every slice of every segment: time quadratic in their number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float | None) -> torch.Tensor:
+        out = torch.empty_like(query)
+        logsumexp_BHT = query.new_empty(query.shape[:3], dtype=torch.float32)
+        for segment in layout.segments:
+            keys, values = _gather(key, segment), _gather(value, segment)
+            for tile in layout.tiles(segment):
+                here, seen = slice(tile.start, tile.end), slice(tile.num_keys)
+                out[:, :, here], logsumexp_BHT[:, :, here] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    query[:, :, here], keys[:, :, seen], values[:, :, seen], attn_mask=layout.mask(tile, query.dtype), scale=scale
+                )
+        ctx.save_for_backward(query, key, value, out, logsumexp_BHT)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, out, logsumexp_BHT = ctx.saved_tensors
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))  # many tiles add to one key
+        for segment in ctx.layout.segments:
+            keys, values = _gather(key, segment), _gather(value, segment)
+            grad_keys, grad_values = _gather(grad_key, segment), _gather(grad_value, segment)
+            for tile in ctx.layout.tiles(segment):
+                here, seen = slice(tile.start, tile.end), slice(tile.num_keys)
+                grad_query[:, :, here], more_keys, more_values = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                    grad_out[:, :, here], query[:, :, here], keys[:, :, seen], values[:, :, seen], out[:, :, here], logsumexp_BHT[:, :, here],
+                    0.0, False, attn_mask=ctx.layout.mask(tile, query.dtype), scale=ctx.scale,
+                )  # fmt: skip
+                grad_keys[:, :, seen] += more_keys
+                grad_values[:, :, seen] += more_values
+            if segment.sees:  # else they were views
+                _scatter(grad_key, grad_keys, segment)
+                _scatter(grad_value, grad_values, segment)
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+
+
+def _scatter(into_BGTD: torch.Tensor, from_BGTD: torch.Tensor, segment: Segment) -> None:
+    """Put back what `_gather` took."""
+    at = 0
+    for start, end in segment.runs:
+        into_BGTD[:, :, start:end] = from_BGTD[:, :, at : at + end - start]
+        at += end - start
+
+
+def _by_segment(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor, layout: Layout, scale: float | None) -> torch.Tensor:
+    """Any device and dtype, by torch's public function."""
+    out = []
+    for segment in layout.segments:
+        keys, values = _gather(key_BGTD, segment), _gather(value_BGTD, segment)
+        mask = None
+        if segment.sees:
+            queries = segment.end - segment.start
+            mask = torch.ones(queries, segment.num_keys, dtype=torch.bool, device=keys.device).tril(segment.num_keys - queries)
+        query = query_BHTD[:, :, segment.start : segment.end]
+        out.append(F.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None, scale=scale, enable_gqa=True))
+    return torch.cat(out, dim=2)
+
+
+def _varlen(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor, plan: Varlen, scale: float | None) -> torch.Tensor:
+    """torch's variable-length flash attention on a GPU. Written from its documentation: NOT run where this was written (no GPU)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query_THD, key_KGD, value_KGD = (x[0].transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTD))
+    if plan.keys_K is not None:
+        key_KGD, value_KGD = key_KGD[plan.keys_K], value_KGD[plan.keys_K]
+    grouped = query_THD.shape[1] != key_KGD.shape[1]
+    out_THD = varlen_attn(
+        query_THD, key_KGD, value_KGD, plan.cu_queries, plan.cu_keys, plan.max_queries, plan.max_keys,
+        scale=scale, window_size=(-1, 0), enable_gqa=grouped,
+    )  # fmt: skip
+    assert isinstance(out_THD, torch.Tensor)
+    return out_THD[None]
 
 
 def hidden_states(model: Any, ids_T: torch.Tensor, positions_T: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
     """Last hidden states [T, hidden] of a packed row; `segments` must cover its tokens in order."""
     assert segments[0].start == 0 and segments[-1].end == len(ids_T)
     model.config._attn_implementation = NAME
-    out = model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, segments=segments)
+    out = model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, layout=Layout(segments).to(ids_T.device))
     hidden: torch.Tensor = out.last_hidden_state[0]
     return hidden
-
-
-def token_logps(hidden_NH: torch.Tensor, head_VH: torch.Tensor, targets_N: torch.Tensor, chunk: int = 512) -> torch.Tensor:
-    """Log-probability [N] of each target given its hidden state, in float32, a chunk of logits at a time."""
-    parts = []
-    for start in range(0, len(targets_N), chunk):
-        inputs = (hidden_NH[start : start + chunk], head_VH, targets_N[start : start + chunk])
-        if torch.is_grad_enabled():
-            parts.append(torch.utils.checkpoint.checkpoint(_logps, *inputs, use_reentrant=False))
-        else:
-            parts.append(_logps(*inputs))
-    return torch.cat(parts) if parts else hidden_NH.new_zeros(0, dtype=torch.float32)
-
-
-def _logps(hidden_NH: torch.Tensor, head_VH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    logits_NV = (hidden_NH @ head_VH.T).float()
-    return logits_NV.gather(1, targets_N[:, None])[:, 0] - torch.logsumexp(logits_NV, dim=1)

@@ -15,11 +15,16 @@ from typing import Any
 from aloe.core import toy
 from aloe.core.chat import Chat, ChatOptions
 from aloe.core.errors import ModelError
+from aloe.models import architecture
+from aloe.models.architecture import Architecture
 from aloe.models.folder import CHAT_FILE
 
 
-def locate(spec: str) -> Path | None:
-    """The file or folder that a spec reads (None for toy:); raises where it is not there or cannot be a model."""
+def locate(spec: str, *, download: bool = False) -> Path | None:
+    """The file or folder that a spec reads (None for toy:); raises where it is not there or cannot be a model.
+
+    A hub model is looked for on this machine alone unless `download` says to fetch it.
+    """
     scheme, _, rest = spec.partition(":")
     if scheme == "toy":
         return None
@@ -27,7 +32,7 @@ def locate(spec: str) -> Path | None:
         return _package_file(rest, spec)
     if scheme not in ("hf", "hub"):
         raise ModelError(f"no model source is called {scheme!r}", where=spec, do="known: package:PKG/FILE.gguf, hf:PATH, hub:ORG/NAME@REVISION, toy:")
-    path = _hub_folder(rest, spec) if scheme == "hub" else Path(rest).expanduser()
+    path = _hub_folder(rest, spec, download) if scheme == "hub" else Path(rest).expanduser()
     if not (path / "config.json").is_file():
         raise ModelError("this is not a Hugging Face model folder (no config.json)", where=str(path), do="check the path")
     try:
@@ -37,6 +42,12 @@ def locate(spec: str) -> Path | None:
     if not list(path.glob("*.safetensors")):
         raise ModelError("the folder holds no .safetensors weights", where=str(path), do="convert pickled weights to safetensors first")
     return path
+
+
+def fetch(spec: str) -> None:
+    """Bring a hub model to this machine."""
+    if spec.startswith("hub:"):
+        locate(spec, download=True)
 
 
 def locate_template(path: str) -> Path:
@@ -101,6 +112,20 @@ def count_parameters(spec: str) -> int:
         raise ModelError(f"the model cannot be read: {error}", where=str(source), do="fetch the model again") from error
 
 
+def shape(spec: str) -> tuple[Architecture, int]:
+    """Architecture and number of parameters; of a hub model that is not here from the published shapes, without a network."""
+    if spec.startswith("hub:"):
+        try:
+            locate(spec)
+        except ModelError:
+            found = architecture.published(spec.removeprefix("hub:").partition("@")[0])
+            return found, found.parameters
+    source, count = locate(spec), count_parameters(spec)
+    if source is None:
+        return architecture.TOY, count
+    return (architecture.of_gguf(source) if source.suffix == ".gguf" else architecture.of_config(source / "config.json")), count
+
+
 def _count(file: Path) -> int:
     from safetensors import safe_open
 
@@ -126,21 +151,24 @@ def _package_file(rest: str, spec: str) -> Path:
     return folder / name
 
 
-def _hub_folder(rest: str, spec: str) -> Path:
+def _hub_folder(rest: str, spec: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, at, revision = rest.partition("@")
     if not at or not revision:
         raise ModelError("a hub model needs a pinned revision", where=spec, do="write hub:ORG/NAME@COMMIT")
+    if revision == "unpinned":
+        raise ModelError("the revision of this model is not pinned yet", where=spec, do="look its commit up on the hub and write @COMMIT")
     try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"])
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ModelError(
-            f"the hub cannot be reached or has no such revision: {str(error).splitlines()[0]}",
-            where=spec,
-            do="check name, revision, network and HF_TOKEN, or use hf:PATH",
-        ) from None
+        reason = (
+            f"the hub cannot be reached or has no such revision: {str(error).splitlines()[0]}" if download else "the model is not on this machine"
+        )
+        do = "check name, revision, network and HF_TOKEN, or use hf:PATH" if download else "`aloe run` fetches it; or use hf:PATH"
+        raise ModelError(reason, where=spec, do=do) from None
     return Path(folder)
 
 

@@ -13,8 +13,9 @@ from transformers.cache_utils import DynamicCache
 from aloe.core.config import Machine
 from aloe.core.errors import ModelError
 from aloe.core.seeds import seed_for
-from aloe.models.attention import Segment, hidden_states, token_logps
+from aloe.models.attention import Segment, hidden_states
 from aloe.models.folder import load_chat
+from aloe.models.head import token_logps
 from aloe.models.load import load_model, load_tokenizer
 from aloe.models.model import Delta, Generate, Reply, Request, Sampling, Score
 
@@ -140,7 +141,7 @@ class HfModel:
                 ids += option.ids[:-1]
                 positions += range(len(prompt), len(prompt) + len(option.ids) - 1)
                 if len(option.ids) > 1:
-                    segments.append(Segment(here, len(ids), start, end))
+                    segments.append(Segment(here, len(ids), ((start, end),)))
                 picks += [end - 1, *range(here, len(ids))]
                 targets += option.ids
                 owners += [option] * len(option.ids)

@@ -72,6 +72,8 @@ class Facts:
     comparisons: dict[tuple[Measure, str, str], Comparison]
     files: dict[str, str]
     """Evaluate stage -> its folder's name."""
+    adapters: dict[str, str]
+    """Evaluated model that is an adapter -> which adapter was scored on which base."""
 
     def of_kind(self, *kinds: str) -> list[Artifact]:
         """The stages of these kinds, earlier ones first."""
@@ -108,11 +110,13 @@ def read_facts(model: Artifact, scores: Sequence[Artifact], stages: Sequence[Art
     found: dict[tuple[Measure, str], Score] = {}
     tests: dict[tuple[Measure, str, str], Comparison] = {}
     names: list[str] = []
+    adapters: dict[str, str] = {}
     for artifact in scores:
         for record in _records(artifact, SCORES):
             measure = _measure(artifact, record)
             found[measure, record["model"]] = Score(record["value"], record["low"], record["high"], record["n"])
             names.append(record["model"])
+            adapters |= {record["model"]: record["adapter"]} if "adapter" in record else {}
         for record in _records(artifact, COMPARISONS):
             fields = {key: record[key] for key in Comparison._fields if key != "test"}
             tests[_measure(artifact, record), record["a"], record["b"]] = Comparison(**fields, test=record.get("test", ""))
@@ -121,7 +125,7 @@ def read_facts(model: Artifact, scores: Sequence[Artifact], stages: Sequence[Art
     models = sorted(dict.fromkeys(names), key=lambda name: rank.get(name, len(rank)))
     measures = sorted(dict.fromkeys(m for m, _ in found), key=lambda m: GROUPS.index(metric(m.metric).group))
     files = {artifact.name: artifact.path.name for artifact in scores}
-    return Facts(model, _base(model, stages), tuple(stages), tuple(models), tuple(measures), found, tests, files)
+    return Facts(model, _base(model, stages), tuple(stages), tuple(models), tuple(measures), found, tests, files, adapters)
 
 
 def _measure(artifact: Artifact, record: dict[str, Any]) -> Measure:
@@ -205,8 +209,8 @@ class Energy(NamedTuple):
     countries: tuple[str, ...]
     hardware: tuple[str, ...]
     missing: tuple[str, ...]
-    resumed: tuple[str, ...]
-    """Stages picked up after a kill: only their last attempt was counted."""
+    uncounted: tuple[str, ...]
+    """Stages with an attempt that was killed outright, so that its time and energy are not in the sums."""
 
 
 def energy(facts: Facts) -> Energy:
@@ -226,7 +230,7 @@ def energy(facts: Facts) -> Energy:
         countries=tuple(distinct("country")),
         hardware=tuple(str(name) for key in ("cpu", "gpu") for name in distinct(key)),
         missing=tuple(stage.name for stage in facts.stages if not stage.manifest.energy),
-        resumed=tuple(stage.name for stage in facts.stages if stage.manifest.resumed),
+        uncounted=tuple(stage.name for stage in facts.stages if stage.manifest.counted <= stage.manifest.resumed),
     )
 
 

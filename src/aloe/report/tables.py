@@ -38,6 +38,11 @@ LABELS = {
     "chunk_sizes": "pairs in each chunk",
     "dropped": "rows dropped as too long",
     "truncated": "rows cut",
+    "split": "rows split",
+    "documents": "documents",
+    "packing": "steps count packs",
+    "supervise": "assistant turns learnt",
+    "reasoning": "reasoning",
     "tokens": "tokens in the rows",
     "supervised": "supervised tokens",
     "trained_tokens": "tokens trained on",
@@ -47,16 +52,21 @@ LABELS = {
     "last_loss": "loss, last step",
     "last_margin": "reward margin, last step",
     "last_accuracy": "pairs ranked right, last step",
+    "adapter_parameters": "parameters of the adapter",
+    "export_difference": "largest difference of a logit, export against adapter",
+    "gemm_share": "share of the machine's GEMM rate",
     "models": "merged models",
     "num_tensors": "tensors",
 }
 _NOT_SETTINGS = ("kind", "models")
 _MEASURED = (
     "rows",
+    "documents",
     "pairs",
     "chunk_sizes",
     "dropped",
     "truncated",
+    "split",
     "tokens",
     "supervised",
     "trained_tokens",
@@ -65,7 +75,10 @@ _MEASURED = (
     "last_loss",
     "last_margin",
     "last_accuracy",
+    "adapter_parameters",
+    "export_difference",
     "tokens_per_s",
+    "gemm_share",
 )
 
 
@@ -81,6 +94,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, str]:
     """A stage's fields as label -> text; the options of the training loop stand beside the stage's own."""
     flat = {key: value for key, value in config.items() if key not in _NOT_SETTINGS and not isinstance(value, dict)}
     flat |= config.get("train") or {}
+    lora = flat.pop("lora", None) or {}
+    flat |= {f"LoRA {key}": value for key, value in lora.items() if value is not None}
     return {LABELS.get(key, key.replace("_", " ")): number(value) for key, value in flat.items()}
 
 
@@ -182,7 +197,19 @@ def evaluation(facts: Facts) -> Table:
 def cost(facts: Facts) -> Table:
     """Minutes (planned and needed), speed, memory, energy and fingerprint of every stage."""
     memory = any("peak_memory_gb" in stage.manifest.metrics for stage in facts.stages)
-    head = ("stage", "kind", "fingerprint", "minutes", "planned", "tokens/s", *(("peak memory, GB",) if memory else ()), "kWh", "kg CO2", "energy is")
+    head = (
+        "stage",
+        "kind",
+        "fingerprint",
+        "minutes",
+        "planned",
+        "actual / planned",
+        "tokens/s",
+        *(("peak memory, GB",) if memory else ()),
+        "kWh",
+        "kg CO2",
+        "energy is",
+    )
     files = tuple(manifest_file(stage) for stage in facts.stages)
     return Table(head, tuple(tuple(_cost_row(stage, memory)) for stage in facts.stages), len(head) - 3, files)
 
@@ -191,6 +218,7 @@ def _cost_row(stage: Artifact, memory: bool) -> Iterator[str]:
     manifest, none = stage.manifest, "\N{EM DASH}"
     yield from (manifest.stage, manifest.kind, manifest.fingerprint[:8], minutes(manifest.seconds) + (" (resumed)" if manifest.resumed else ""))
     yield f"{manifest.planned['minutes']:.2g}" if "minutes" in manifest.planned else none
+    yield f"{manifest.scored['minutes']:.2f}" if "minutes" in manifest.scored else none
     yield number(float(f"{manifest.metrics['tokens_per_s']:.3g}")) if "tokens_per_s" in manifest.metrics else none
     if memory:
         yield number(manifest.metrics["peak_memory_gb"]) if "peak_memory_gb" in manifest.metrics else none
@@ -206,11 +234,22 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.3g}" if seconds < 6e4 else f"{seconds / 60:,.0f}"
 
 
+PUBLISHED_IMPACT = {
+    # what the Aloe-Beta card and paper (arXiv 2505.04388, tables 5 and 8) say of theirs
+    "hardware": ("32 x NVIDIA H100 64GB", "32 (8B) and 64 (70B) x NVIDIA H100 64GB"),
+    "hours, all stages": ("544 (8B) and 4,500 (70B) GPU hours", "548 (8B) and 5,064 (70B) GPU hours of fine-tuning alone"),
+    "region": ("Spain", "Spain"),
+    "grid, g CO2 per kWh": ("not stated", "158"),
+    "energy, kWh": ("not stated", "not stated; 700 W for every GPU hour"),
+    "carbon, kg CO2": ("34.1, of which model is not said", "73 (8B, fine-tuning and alignment)"),
+}
+
+
 def impact(facts: Facts) -> Table:
-    """Energy in one column; what is missing is said."""
+    """Energy in one column, what was published of Aloe-Beta beside it; what is missing is said."""
     total = energy(facts)
     unknown = "not recorded"
-    rows = (
+    values = (
         ("hardware", ", ".join(total.hardware) or unknown),
         ("hours, all stages", f"{total.seconds / 3600:.3g}"),
         ("region", ", ".join(total.countries) or unknown),
@@ -218,4 +257,11 @@ def impact(facts: Facts) -> Table:
         ("energy, kWh", f"{total.kwh:.3g} ({total.method})" if total.method else unknown),
         ("carbon, kg CO2", f"{total.kg_co2:.3g} ({total.method})" if total.method else unknown),
     )
-    return Table(("", "sum over the stages"), rows, 1, cost(facts).files)
+    rows = tuple((name, value, *PUBLISHED_IMPACT[name]) for name, value in values)
+    return Table(("", "sum over the stages", "Aloe-Beta, card", "Aloe-Beta, paper"), rows, 0, cost(facts).files)
+
+
+def stage_energy(facts: Facts) -> Table:
+    """What codecarbon recorded of each stage; CPU figures are estimates unless a meter was read."""
+    rows = tuple((stage.name, f"{stage.manifest.seconds / 3600:.3g}", *list(_cost_row(stage, False))[-3:]) for stage in facts.stages)
+    return Table(("stage", "hours", "kWh", "kg CO2", "energy is"), rows, 4, cost(facts).files)

@@ -1,0 +1,91 @@
+"""SFT of SmolLM2-135M: tokens a second and memory against TRL's packing and TRL's padding, on equal rows, with equal losses.
+
+    python benchmarks/sft.py            # about 15 minutes on 2 idle cores
+    python benchmarks/sft.py --quick    # one pair a case: a check that it works
+
+TRL is swept over batch 1 and 4, gradient checkpointing on and off; its loss always runs through its chunked head. The fastest setting of
+each case is the peer in speed; memory is compared with the leanest setting as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import training as t
+
+STEPS, THREADS = 3, 2
+PACKS, ROWS = 2, 8  # an optimiser step: packs of 1,024 tokens, or rows
+OURS = {"micro_batch_tokens": 1024}
+
+
+def main(pairs: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        model = t.make_model(work)
+        mixed = itertools.chain.from_iterable(zip(t.medqa(pairs=False), t.mts_dialog(), strict=False))
+        kept, examples = t.fitting(list(itertools.islice(mixed, 60)), model)
+        (work / "ours.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in kept))
+        cases = [case(name, examples, model, work, pairs) for name in ("packed", "padded")]
+    t.finish("sft", {"name": "sft", **t.facts(THREADS), "cases": cases})
+
+
+def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int) -> t.Job:
+    """One way in which TRL makes batches, against ours in the same steps."""
+    packing = name == "packed"
+    trl = {
+        "kind": "sft", "model": str(model), "rows": str(work / "rows.jsonl"), "threads": THREADS, "lr": t.LR, "clip_norm": t.CLIP,
+        "max_length": t.MAX_LENGTH, "packing": packing, "checkpointing": False, "batch": 1, "accumulation": 1, "steps": STEPS,
+    }  # fmt: skip
+    rows = [{"ids": e.prompt + e.answers[0], "labels": [-100] * len(e.prompt) + e.answers[0]} for e in examples]
+    (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = packed_steps(t.run("trl", {**trl, "packs_only": True}, work)["packs"], rows) if packing else [
+        list(range(i, i + ROWS)) for i in range(0, STEPS * ROWS, ROWS)
+    ]  # fmt: skip
+    tokens = [float(sum(len(rows[i]["ids"]) for i in step)) for step in steps]
+    amount = PACKS if packing else ROWS
+    settings = [{"batch": b, "accumulation": amount // b, "checkpointing": c} for b in ((1, 2) if packing else (1, 4)) for c in (False, True)]
+    swept = []
+    for setting in settings:
+        answer = t.run("trl", {**trl, **setting}, work)
+        swept.append({**setting, "tokens_per_second": t.rate(answer, tokens), "VmHWM": answer["VmHWM"], "RssAnon": answer["RssAnon"]})
+        say(name, f"TRL {setting}: {swept[-1]['tokens_per_second']:.1f} tokens/s, VmHWM {answer['VmHWM'] / 1e9:.2f} GB")
+    best = max(swept, key=lambda s: s["tokens_per_second"])
+    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
+    chosen = {key: best[key] for key in ("batch", "accumulation", "checkpointing")}
+    found = t.compare(ours_job, {**trl, **chosen}, tokens, pairs, work, lambda text: say(name, text))
+    return {"name": name, "peer_setting": chosen, "sweep": swept, "ours_setting": OURS, **found, **memory(found, swept, model)}
+
+
+def packed_steps(packs: Sequence[t.Job], rows: Sequence[t.Job]) -> list[list[int]]:
+    """Which rows stand in the packs of each step."""
+    place = {tuple(row["ids"]): i for i, row in enumerate(rows)}
+    found = []
+    for pack in packs[: STEPS * PACKS]:
+        ends = list(itertools.accumulate(pack["lengths"]))
+        found.append([place[tuple(pack["ids"][start:end])] for start, end in zip([0, *ends], ends, strict=False)])
+    return [list(itertools.chain.from_iterable(found[i : i + PACKS])) for i in range(0, STEPS * PACKS, PACKS)]
+
+
+def memory(found: t.Job, swept: Sequence[t.Job], model: Path) -> t.Job:
+    """Memory above the states against the peer's leanest setting, whatever its speed, and its fastest."""
+    states = t.states_bytes(model)
+    above = found["ours"]["VmHWM"] - states
+    leanest = min(s["VmHWM"] for s in swept)
+    return {
+        "states_bytes": states, "above_states_bytes": above, "memory_ratio": above / (leanest - states),
+        "memory_ratio_to_fastest": above / (found["trl"]["VmHWM"] - states),
+    }  # fmt: skip
+
+
+def say(case_name: str, text: str) -> None:
+    print(f"{case_name}: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main(1 if "--quick" in sys.argv else 5)

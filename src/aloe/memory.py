@@ -1,0 +1,40 @@
+"""Memory of this process, and its peak since a stage began.
+
+Linux keeps the peak of the resident set (VmHWM of /proc/self/status) for the whole life of a process. Stages run one after
+another in one process, so the peak is set back before each: writing 5 to /proc/self/clear_refs does that (proc(5), Linux 4.0).
+Where there is no such file nothing is reported: a peak that may be an earlier stage's would be a wrong number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak() -> bool:
+    """Begin to count the peak anew; False where this system cannot."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident_gb() -> float | None:
+    """Resident memory now, in 1e9 bytes; None where the system does not say."""
+    return _field("VmRSS")
+
+
+def peak_gb() -> float | None:
+    """The largest resident memory since `reset_peak`, in 1e9 bytes; None where the system does not say."""
+    return _field("VmHWM")
+
+
+def _field(name: str) -> float | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    kib = next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+    return None if kib is None else kib * 1024 / 1e9

@@ -1,0 +1,156 @@
+"""DeepSpeed's ZeRO-3: every parameter cut into flat equal parts over the ranks, gathered while its module computes.
+
+DeepSpeed divides by ranks and by accumulation steps; here the loop has divided already, so both are undone. Its checkpoints
+are pickled and are not used: parts are read and written through its safe_get_local_* and safe_set_local_* functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from aloe.core.config import Machine
+from aloe.core.errors import MachineError
+from aloe.train import ranks
+from aloe.train.engine import MOMENTS, Piece, Read, State, adamw, moments, prepare, replaced
+from aloe.train.engine_fsdp2 import Around
+from aloe.train.options import TrainOptions
+
+T = TypeVar("T")
+
+
+def deepspeed() -> Any:
+    """The package, told to use the CPU where there is no GPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        package = importlib.import_module("deepspeed")
+    except ImportError as error:
+        raise MachineError("DeepSpeed is not installed", where="engine: zero3", do="pip install 'aloe-llm[cluster]', or use fsdp2") from error
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of the collectives that it calls, at every call
+    # On the CPU it would compile an operator of its own for all-reduce, and wait for ever on the lock of a compilation that was killed.
+    package.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return package
+
+
+class Zero3:
+    """Flat parts of fp32 masters and moments on every rank; computes in bf16 or fp32, sums gradients in fp32."""
+
+    name = "zero3"
+    owner = True
+
+    def __init__(self, model: Any, options: TrainOptions, machine: Machine) -> None:
+        ds = deepspeed()
+        self._safe = importlib.import_module("deepspeed.utils")
+        self.model = model
+        self._skeleton = replaced(model, lambda p: p.detach().to("meta"))
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        around = Around(prepare(model, machine))
+        self._ds, *_ = ds.initialize(
+            model=around, optimizer=adamw(list(self._trained.values()), options), config=_config(options), dist_init_required=False
+        )
+        self._zero = self._ds.optimizer
+        # The objectives read lm_head's weight outside its module: let DeepSpeed hold it for the whole of Around's forward.
+        ds.zero.register_external_parameter(around, model.get_output_embeddings().weight)
+
+    def forward(self, run: Callable[[Any], T], train: bool = True) -> T:
+        """See Engine."""
+        self._ds.train(train)
+        with torch.set_grad_enabled(train):
+            found: T = self._ds(run)
+        return found
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """See Engine."""
+        self._ds.backward(loss * ranks.size(), scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """See Engine. DeepSpeed skips the step where a gradient is not a number: the norm is then NaN."""
+        for group in self._zero.param_groups:
+            group["lr"] = lr
+        self._ds.step()
+        return float("nan") if self._zero.overflow else float(self._ds.get_global_grad_norm())
+
+    def restart(self) -> None:
+        """See Engine."""
+        self._zero.optimizer.state.clear()
+
+    def state(self) -> State:
+        """See Engine."""
+        self._begin()
+        found: State = {}
+        for name, p in self._trained.items():
+            start, count = self._range(p)
+            found[f"weight/{name}"] = Piece(start, self._safe.safe_get_local_fp32_param(p).detach()[:count])
+            found |= {f"{key}/{name}": Piece(start, self._safe.safe_get_local_optimizer_state(p, key)[:count]) for key in MOMENTS}
+        return found
+
+    def load(self, read: Read, steps: int) -> None:
+        """See Engine."""
+        self._begin()
+        for name, p in self._trained.items():
+            start, count = self._range(p)
+
+            def part(key: str, name: str = name, start: int = start, count: int = count, length: int = p.ds_tensor.numel()) -> torch.Tensor:
+                values = torch.zeros(length, device=ranks.device())
+                values[:count] = read(f"{key}/{name}", start, count)
+                return values
+
+            self._safe.safe_set_local_fp32_param(p, part("weight"))
+            p.ds_tensor.data.copy_(part("weight"))  # what the forward pass gathers: its own copy in bf16, the masters' memory in fp32
+            for key in MOMENTS:
+                self._safe.safe_set_local_optimizer_state(p, part(key), key)
+        for flat in self._zero.fp32_partitioned_groups_flat:
+            self._zero.optimizer.state[flat]["step"].fill_(steps)
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """See Engine. One parameter at a time is gathered, and kept in the memory of rank 0 alone."""
+        gathered = (self._gather(p) for p in self._ds.module.parameters())
+        if ranks.first():
+            yield replaced(self._skeleton, lambda _: next(gathered)).eval()
+        else:
+            for _ in gathered:
+                pass
+            yield None
+        ranks.barrier()
+
+    def _gather(self, p: Any) -> torch.Tensor:
+        if p.requires_grad:
+            full: torch.Tensor = self._safe.safe_get_full_fp32_param(p)
+            return full.detach().cpu() if ranks.first() else full
+        with importlib.import_module("deepspeed").zero.GatheredParameters(p):
+            kept: torch.Tensor = p.detach().float().cpu().clone()
+        return kept
+
+    def _begin(self) -> None:
+        """Moments that are there before the first step."""
+        for flat in self._zero.fp32_partitioned_groups_flat:
+            moments(self._zero.optimizer, flat)
+
+    def _range(self, p: Any) -> tuple[int, int]:
+        """Where this rank's part of the flattened parameter begins, and its length without padding."""
+        length = p.ds_tensor.numel()
+        start = min(ranks.rank() * length, p.ds_numel)
+        return start, min(length, p.ds_numel - start)
+
+
+def _config(options: TrainOptions) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # any number of backward passes may come before a step
+        "gradient_clipping": options.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": options.dtype == "bf16"},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # No parameter stays gathered between steps: those that do are not refreshed when a checkpoint is loaded.
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "steps_per_print": 2**31,
+    }

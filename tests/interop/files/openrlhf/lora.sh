@@ -1,0 +1,1 @@
+python -m openrlhf.cli.train_dpo --pretrain=Qwen/Qwen2.5-7B-Instruct --dataset=data/pairs.jsonl --apply_chat_template --train_batch_size=64 --max_len=2048 --lora_rank 64 --lora_alpha 64 --target_modules q_proj v_proj --learning_rate=5e-6 --bf16

@@ -1,0 +1,1 @@
+deepspeed --module openrlhf.cli.train_dpo --pretrain ./merged --dataset Skywork/Skywork-Reward-Preference-80K-v0.1 --apply_chat_template --nll_loss_coef 0.2 --min_lr_ratio 0.0 --lr_scheduler cosine_with_min_lr --max_norm 0.5 --seed 7 --max_len 4096 --learning_rate 1e-7 --train_batch_size 100 --bf16 --adam_offload --zpg 8
