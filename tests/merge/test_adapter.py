@@ -169,6 +169,9 @@ def test_the_stage_merges_an_adapter_onto_the_model_it_was_trained_on(base: Path
     options = MergeOptions.model_validate({"base": "b", "models": {"lora": {"weight": 0.5}}, "density": 1.0})
     run_merge(options, base, {"lora": tmp_path / "lora"}, tmp_path / "out", work=tmp_path, seed=1, threads=1, log=QUIET, label="merged")
     start, trained = read_model(base)[UP], read_model(tuned)[UP]
+    # The command finds it likewise: `base` in the YAML is not what the adapter was trained on.
+    assert sha256(merged(tmp_path, {"lora": 0.5}, "command")) == sha256(merged(tmp_path, {"tuned+lora": 0.5}, "written")) != sha256(base)
+    np.testing.assert_array_equal(read_model(tmp_path / "command")[UP], read_model(tmp_path / "out")[UP])
     np.testing.assert_allclose(read_model(tmp_path / "out")[UP], start + 0.5 * (trained + change(pairs[UP], 2) - start), rtol=0, atol=1e-5)
 
 

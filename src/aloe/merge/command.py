@@ -29,7 +29,7 @@ from aloe.merge.options import Rescale
 from aloe.merge.output import write_file
 from aloe.merge.plan import Plan, make_plan
 from aloe.merge.preview import preview as look
-from aloe.models.folder import is_adapter
+from aloe.models.folder import ADAPTER_BASE, adapter_base, is_adapter
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -131,11 +131,13 @@ def _folder(name: str, config: Path, places: Mapping[str, Path]) -> Path | None:
 
 
 def _adapters_alone(spec: MergeSpec) -> MergeSpec:
-    """A model that is an adapter folder alone stands for the base with the adapter."""
+    """A model that is an adapter folder alone stands for the model it was trained on, as it says itself, or else the base, with the adapter."""
 
     def over_base(model: ModelSpec) -> ModelSpec:
         if model.adapter is not None or not is_adapter(model.path) or any(model.path.glob("model*.safetensors")):
             return model
+        if (model.path / ADAPTER_BASE).is_file():
+            return replace(model, path=adapter_base(model.path), adapter=model.path)
         if spec.base is None:
             raise ModelError(f"{model.name!r} is an adapter, and there is no base_model for it", where=str(model.path), do="write MODEL+ADAPTER")
         return replace(model, path=spec.base.path, adapter=model.path)
