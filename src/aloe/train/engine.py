@@ -6,7 +6,6 @@ and divides by nothing. Master weights, summed gradients and moments are fp32; t
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -70,7 +69,10 @@ class Engine(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[Any]:
-        """The model with its fp32 master weights, to be saved: on rank 0, None on the others. The engine goes on afterwards."""
+        """The model with its fp32 master weights, to be saved: on rank 0, None on the others. The engine goes on afterwards.
+
+        Frozen weights may be in the compute dtype.
+        """
         ...
 
 
@@ -93,7 +95,7 @@ def agreed_weights(model: Any) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+        digest.update(parameter.detach().reshape(-1).view(torch.uint8).numpy().data)
     return ranks.agree("the starting weights", digest.hexdigest(), ModelError, "let all ranks read the same model folder")
 
 
@@ -111,12 +113,6 @@ def moments(optimizer: torch.optim.AdamW, parameter: torch.Tensor) -> dict[str, 
         state["step"] = torch.zeros((), device=parameter.device)
         state |= {key: torch.zeros_like(parameter) for key in MOMENTS}
     return state
-
-
-def replaced(model: Any, change: Callable[[torch.nn.Parameter], torch.Tensor]) -> Any:
-    """A copy of `model` whose parameters are `change(parameter)`; tied ones stay tied, and the originals are not copied."""
-    memo = {id(p): torch.nn.Parameter(change(p), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo)
 
 
 def prepare(model: Any, machine: Machine) -> Any:
@@ -199,7 +195,7 @@ class OneProcess(TorchEngine):
     name = "one"
 
     def __init__(self, model: Any, options: TrainOptions, machine: Machine) -> None:
-        prepare(model, machine)
+        prepare(model.to(ranks.device()), machine)
         self._compute: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
         masters = self._compute
         if options.dtype == "bf16":

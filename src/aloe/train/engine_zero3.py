@@ -9,20 +9,16 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from aloe.core.config import Machine
 from aloe.core.errors import MachineError
 from aloe.train import ranks
-from aloe.train.engine import MOMENTS, Piece, Read, State, adamw, moments, prepare, replaced
-from aloe.train.engine_fsdp2 import Around
+from aloe.train.engine import MOMENTS, Piece, Read, State, adamw, moments, prepare
 from aloe.train.options import TrainOptions
-
-T = TypeVar("T")
+from aloe.train.sharded import Around, Sharded
 
 
 def deepspeed() -> Any:
@@ -39,43 +35,35 @@ def deepspeed() -> Any:
     return package
 
 
-class Zero3:
+class Zero3(Sharded):
     """Flat parts of fp32 masters and moments on every rank; computes in bf16 or fp32, sums gradients in fp32."""
 
     name = "zero3"
     owner = True
 
     def __init__(self, model: Any, options: TrainOptions, machine: Machine) -> None:
+        super().__init__(model)
         ds = deepspeed()
         self._safe = importlib.import_module("deepspeed.utils")
-        self.model = model
-        self._skeleton = replaced(model, lambda p: p.detach().to("meta"))
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         around = Around(prepare(model, machine))
-        self._ds, *_ = ds.initialize(
+        self._root, *_ = ds.initialize(
             model=around, optimizer=adamw(list(self._trained.values()), options), config=_config(options), dist_init_required=False
         )
-        self._zero = self._ds.optimizer
+        self._zero = self._root.optimizer
         # The objectives read lm_head's weight outside its module: let DeepSpeed hold it for the whole of Around's forward.
         ds.zero.register_external_parameter(around, model.get_output_embeddings().weight)
 
-    def forward(self, run: Callable[[Any], T], train: bool = True) -> T:
-        """See Engine."""
-        self._ds.train(train)
-        with torch.set_grad_enabled(train):
-            found: T = self._ds(run)
-        return found
-
     def backward(self, loss: torch.Tensor) -> None:
         """See Engine."""
-        self._ds.backward(loss * ranks.size(), scale_wrt_gas=False)
+        self._root.backward(loss * ranks.size(), scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
         """See Engine. DeepSpeed skips the step where a gradient is not a number: the norm is then NaN."""
         for group in self._zero.param_groups:
             group["lr"] = lr
-        self._ds.step()
-        return float("nan") if self._zero.overflow else float(self._ds.get_global_grad_norm())
+        self._root.step()
+        return float("nan") if self._zero.overflow else float(self._root.get_global_grad_norm())
 
     def restart(self) -> None:
         """See Engine."""
@@ -95,39 +83,27 @@ class Zero3:
         """See Engine."""
         self._begin()
         for name, p in self._trained.items():
-            start, count = self._range(p)
-
-            def part(key: str, name: str = name, start: int = start, count: int = count, length: int = p.ds_tensor.numel()) -> torch.Tensor:
-                values = torch.zeros(length, device=ranks.device())
-                values[:count] = read(f"{key}/{name}", start, count)
-                return values
-
-            self._safe.safe_set_local_fp32_param(p, part("weight"))
-            p.ds_tensor.data.copy_(part("weight"))  # what the forward pass gathers: its own copy in bf16, the masters' memory in fp32
+            weight = self._part(read, f"weight/{name}", p)
+            self._safe.safe_set_local_fp32_param(p, weight)
+            p.ds_tensor.data.copy_(weight)  # what the forward pass gathers: its own copy in bf16, the masters' memory in fp32
             for key in MOMENTS:
-                self._safe.safe_set_local_optimizer_state(p, part(key), key)
+                self._safe.safe_set_local_optimizer_state(p, self._part(read, f"{key}/{name}", p), key)
         for flat in self._zero.fp32_partitioned_groups_flat:
             self._zero.optimizer.state[flat]["step"].fill_(steps)
 
-    @contextmanager
-    def whole(self) -> Iterator[Any]:
-        """See Engine. One parameter at a time is gathered, and kept in the memory of rank 0 alone."""
-        gathered = (self._gather(p) for p in self._ds.module.parameters())
-        if ranks.first():
-            yield replaced(self._skeleton, lambda _: next(gathered)).eval()
-        else:
-            for _ in gathered:
-                pass
-            yield None
-        ranks.barrier()
+    def _gather(self, parameter: Any) -> torch.Tensor:
+        if parameter.requires_grad:
+            full: torch.Tensor = self._safe.safe_get_full_fp32_param(parameter)
+            return full.detach()
+        with deepspeed().zero.GatheredParameters(parameter):
+            return parameter.detach().float().clone()  # type: ignore[no-any-return]
 
-    def _gather(self, p: Any) -> torch.Tensor:
-        if p.requires_grad:
-            full: torch.Tensor = self._safe.safe_get_full_fp32_param(p)
-            return full.detach().cpu() if ranks.first() else full
-        with importlib.import_module("deepspeed").zero.GatheredParameters(p):
-            kept: torch.Tensor = p.detach().float().cpu().clone()
-        return kept
+    def _part(self, read: Read, key: str, parameter: Any) -> torch.Tensor:
+        """This rank's part of a saved tensor, with DeepSpeed's padding."""
+        start, count = self._range(parameter)
+        values = torch.zeros(parameter.ds_tensor.numel(), device=ranks.device())
+        values[:count] = read(key, start, count)
+        return values
 
     def _begin(self) -> None:
         """Moments that are there before the first step."""

@@ -112,7 +112,7 @@ def _step(engine: Engine, objective: Objective, chosen: Sequence[Example], machi
     counts = objective.counts(chosen)
     means: dict[str, float] = {}
     for examples, real in shares(chosen, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
-        batch = objective.batch(examples)
+        batch = ranks.put(objective.batch(examples))
         if real:
             watch.saw(batch)
         terms = engine.forward(partial(objective.loss, batch=batch))

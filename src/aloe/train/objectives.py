@@ -183,7 +183,7 @@ class Dpo:
         """The preference term and, where it is asked for, the chosen answers' negative log-likelihood."""
         policy_B2 = answer_logps(model, batch)
         lengths_B2 = answer_sums(batch, torch.ones_like(batch.weights_N))
-        reference_B2 = None if self.options.loss == "simpo" else torch.tensor([self.reference[row] for row in batch.row_ids])
+        reference_B2 = None if self.options.loss == "simpo" else policy_B2.new_tensor([self.reference[row] for row in batch.row_ids])
         found = preference(policy_B2, reference_B2, lengths_B2, self.options)
         terms = {"dpo": Term(found.losses_B.sum(), "pairs")}
         if self.options.nll:

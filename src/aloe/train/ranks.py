@@ -6,11 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from aloe.core.errors import AloeError, MachineError
+
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 
 def join(timeout_s: float) -> None:
@@ -54,7 +57,12 @@ def first() -> bool:
 
 def device() -> torch.device:
     """Where this rank's tensors live."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.is_initialized() and torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def put(batch: Batch) -> Batch:
+    """A named tuple with its tensors on this rank's device."""
+    return type(batch)(*(x.to(device()) if isinstance(x, torch.Tensor) else x for x in batch))
 
 
 def barrier() -> None:

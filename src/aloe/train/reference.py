@@ -49,7 +49,7 @@ def reference_logps(engine: Engine, parts: Parts, options: TrainOptions, machine
     for batch in _batches(parts, options):
         order += (example.row_id for example in batch)
         for examples, counts in shares(batch, machine.micro_batch_tokens, ranks.rank(), ranks.size()):
-            packed = pack(examples)
+            packed = ranks.put(pack(examples))
             logps_B2 = engine.forward(partial(answer_logps, batch=packed), train=False)
             if counts:
                 mine.update(zip(packed.row_ids, logps_B2.tolist(), strict=True))
