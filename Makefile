@@ -11,7 +11,7 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/pytest
 
-test-all: .venv/ready .bench/trl/ready .bench/deepspeed/ready
+test-all: .venv/ready .bench/trl/ready .bench/deepspeed/ready .bench/mergekit/ready
 	ALOE_DATA=$${ALOE_DATA:-$(abspath ../shared/data)} .venv/bin/pytest -m "slow or not slow"
 	.bench/deepspeed/bin/python -m pytest -m "slow or not slow" -k zero3 tests/train tests/spine/test_launch.py
 
@@ -20,9 +20,10 @@ lint: .venv/ready
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-# One claim (make bench BENCH=tokenise) or all of them; each peer has a venv of its own.
-BENCH ?= sft dpo tokenise
-bench: .venv/ready .bench/trl/ready
+# One claim (make bench BENCH=merge) or all of them; each peer has a venv of its own.
+BENCH ?= sft dpo tokenise merge
+PEER_merge := mergekit
+bench: .venv/ready $(foreach name,$(BENCH),.bench/$(or $(PEER_$(name)),trl)/ready)
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
 .bench/%/ready: requirements/bench-%.txt

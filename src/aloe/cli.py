@@ -156,6 +156,23 @@ def verify(runs: Annotated[Path, typer.Argument(help="Folder of artifacts.")] = 
 
 
 @app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(help="mergekit YAML.")], out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    preview: Annotated[bool, typer.Option("--preview", help="Say what it would move, take and refuse; write nothing.")] = False,
+    at: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER: where a model lies that the YAML names.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of the DARE masks.")] = 0,
+    rescale: Annotated[str, typer.Option(help="What DARE does to what it keeps: l1 (as mergekit) or inverse_density (the paper).")] = "l1",
+    threads: Annotated[int, typer.Option(help="0 = one a processor.")] = 0,
+    shard_gb: Annotated[float, typer.Option(help="Largest weights file.")] = 5.0,
+) -> None:  # fmt: skip
+    """Merge models by a mergekit YAML.  Example: aloe merge recipes/merge/aloe-8b.yaml merged --preview"""
+    from aloe.merge.command import run_command
+
+    for line in run_command(config, out, preview=preview, at=at or [], seed=seed, rescale=rescale, threads=threads, shard_gb=shard_gb):
+        print(line)
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS,
     model: Annotated[str | None, typer.Option(help="hf:PATH; default: the final model of the last run.")] = None,

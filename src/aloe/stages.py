@@ -19,6 +19,7 @@ from aloe.core.config import Config, Machine
 from aloe.core.errors import RecipeError, SourceError
 from aloe.core.rows import Row
 from aloe.evals.run import RetrievalOptions, TaskPlan, expected_seconds
+from aloe.merge.options import MergeOptions
 from aloe.stage import Context, Cost, Ref, Size, Stage, training_cost
 from aloe.starter import pack
 from aloe.train.options import PreferenceOptions, TokenOptions, TrainOptions
@@ -210,57 +211,27 @@ class Sft(Stage):
         )
 
 
-class MergeInput(Config):
-    """A model that is merged."""
-
-    weight: float
-    density: float | None = Field(default=None, gt=0, le=1)
-    """None takes the stage's density."""
-
-
-class Merge(Stage):
-    """DARE-TIES of models that were tuned from one base."""
+class Merge(MergeOptions, Stage):
+    """One model of several that were tuned from one base; the fields stand in merge/options.py."""
 
     kind: Literal["merge"]
+    version: ClassVar[int] = 2  # 2: other masks, methods beside dare_ties
     makes: ClassVar[str] = "model"
-    base: str
-    models: dict[str, MergeInput]
-    """Earlier stage -> its weight."""
-    density: float = Field(gt=0, le=1)
-    """Share of each delta that is kept."""
-    rescale: Literal["inverse_density", "l1"] = "inverse_density"
-    """`inverse_density` is the paper's, `l1` mergekit's since February 2025."""
-    normalise: bool = False
-    """Divide by the sum of the weights that agree with the elected sign."""
-    scale: float = Field(default=1.0, gt=0)
-    """Factor of the merged delta (lambda in the TIES paper)."""
 
     def refs(self) -> dict[str, Ref]:
         return {"base": Ref(self.base, "model")} | {f"models.{name}": Ref(name, "model") for name in self.models}
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         count = sizes["base"].parameters
-        return sizes["base"], Cost(0.02 + count * len(self.models) / 2e9, 0.5 + count / 2e8, 4 * count / 1e9)
+        return sizes["base"], Cost(0.02 + count * len(self.models) / 4e9, 0.2, 4 * count / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.merge.merge import Tuned, merge_models
-        from aloe.models.folder import copy_tokenizer, whole_folder
+        from aloe.merge.merge import run_merge
 
-        whole = {role: whole_folder(artifact.path, context.work / role) for role, artifact in inputs.items()}
-        tuned = {name: Tuned(whole[f"models.{name}"], m.weight, m.density or self.density) for name, m in self.models.items()}
-        facts = merge_models(
-            whole["base"],
-            tuned,
-            out,
-            seed=context.seed,
-            rescale=self.rescale,
-            normalise=self.normalise,
-            scale=self.scale,
-            log=context.log,
-            label=context.name,
-        )
-        copy_tokenizer(whole["base"], out)
-        return facts
+        return run_merge(
+            self, inputs["base"].path, {name: inputs[f"models.{name}"].path for name in self.models}, out, work=context.work,
+            seed=context.seed, threads=context.machine.threads, log=context.log, label=context.name,
+        )  # fmt: skip
 
 
 class Dpo(PreferenceOptions, Stage):

@@ -68,6 +68,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
         "base": "other", "models": {"sft": {"weight": 0.7}}, "models.*.weight": 0.3, "models.*.density": 0.5, "density": 0.5, "rescale": "l1", "normalise": True, "scale": 0.5,
+        "method": "dare_linear",
     },
     "dpo": {
         "base": "sft", "data": "attacks", **TRAIN, "train.max_length": 22, "train.supervise": "last", "beta": 0.5, "nll": 0.5, "chunks": 3,
@@ -84,6 +85,8 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora"
 OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
 EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
+    ("merged", "gamma"): {"method": "breadcrumbs", "gamma": 0.2},
+    ("merged", "t"): {"method": "slerp", "models": {"sft": {}}, "density": None, "t": 0.3},
     ("dpo", "gamma"): {"loss": "simpo", "gamma": 0.5},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
     ("stored", "over_length"): {"max_length": 64, "over_length": "truncate"},

@@ -84,14 +84,14 @@ def test_a_second_run_in_the_same_folder_is_refused_and_says_who_has_it(tmp_path
 
 
 def test_a_full_disk_is_one_clear_message_and_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aloe.merge import merge
+    from aloe.merge import output
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     recipe = load_recipe(TINY)
     with monkeypatch.context() as patch:
-        patch.setattr(merge, "write_tensors", full)
+        patch.setattr(output, "pwrite", full)
         with pytest.raises(MachineError, match="the disk is full"):
             runner.run(recipe, Machine(threads=1), tmp_path / "runs", until="merged", log=QUIET)
     done = {n.name for n in runner.plan(recipe, tmp_path / "runs", HashMemo(tmp_path / "memo")) if n.done}

@@ -169,12 +169,15 @@ def _load(path: Path, children: tuple[Path, ...]) -> Document:
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         what = (error.problem or "not YAML").splitlines()[0]
         raise RecipeError(f"not valid YAML: {what}", where=where, do="mend the line") from None
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         raise RecipeError(f"not valid YAML: {str(error).splitlines()[0]}", where=str(path), do="mend the file") from None
     if not isinstance(node, CommentedMap):
         raise RecipeError("the file must hold a mapping (name: value)", where=f"{path}:1:1", do="see recipes/tiny.yaml")
     positions: dict[Loc, str] = {(): f"{path}:1:1"}
-    tree = _plain(node, (), str(path), positions)
+    try:
+        tree = _plain(node, (), str(path), positions)
+    except RecursionError:
+        raise RecipeError("an entry contains itself", where=str(path), do="remove the anchor") from None
     parent = tree.pop("extends", None)
     if parent is None:
         return Document(tree, positions)
