@@ -49,7 +49,7 @@ def main(repeats: int) -> None:
             "beta": BETA,
         }  # fmt: skip
         found = t.compare(ours_job, {**trl, **chosen}, amounts, repeats, work, lambda text: sft.say("dpo", text))
-        more = sft.memory(found, swept, model)
+        more = sft.memory(ours_job, amounts, found, swept, model, work)
     case = {"name": "long-prompt", "peer_setting": chosen, "sweep": swept, "ours_setting": OURS, **found, **more}
     t.finish("dpo", {"name": "dpo", **t.facts(THREADS), "cases": [case]})
 

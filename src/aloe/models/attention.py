@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from aloe.core.errors import ModelError
 
 NAME = "aloe_packed"  # registered for attention but not for masks: transformers then builds no mask at all
-SHORT, SMALL_TILE, LARGE_TILE = 1024, 64, 256  # keys; queries: torch's CPU kernel does not skip what causality hides within its own blocks
+SHORT, SMALL_TILE, LARGE_TILE = 1024, 32, 256  # keys; queries: torch's CPU kernel does not skip what causality hides within its own blocks
 
 
 class Segment(NamedTuple):

@@ -35,7 +35,7 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_NH, head_VH, targets_N, totals_N = ctx.saved_tensors
         grad_hidden_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
-        grad_head_VH = torch.zeros_like(head_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_head_VH: torch.Tensor | None = None
         for at in range(0, len(targets_N), CHUNK):
             here = slice(at, at + CHUNK)
             logits_NV = (hidden_NH[here] @ head_VH.T).float()
@@ -44,6 +44,12 @@ class _TokenLogps(torch.autograd.Function):
             grad_NV.scatter_add_(1, targets_N[here, None], grad_N[here, None])
             if grad_hidden_NH is not None:
                 grad_hidden_NH[here] = grad_NV.to(head_VH.dtype) @ head_VH
-            if grad_head_VH is not None:
+            if not ctx.needs_input_grad[1]:
+                continue
+            if grad_head_VH is None:
+                grad_head_VH = grad_NV.T @ hidden_NH[here].float()
+            else:
                 grad_head_VH.addmm_(grad_NV.T, hidden_NH[here].float())
+        if ctx.needs_input_grad[1] and grad_head_VH is None:
+            grad_head_VH = torch.zeros_like(head_VH)  # no position
         return grad_hidden_NH, grad_head_VH if grad_head_VH is None else grad_head_VH.to(head_VH.dtype), None
