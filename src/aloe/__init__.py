@@ -1,4 +1,4 @@
-"""aloe builds, aligns, measures and serves open healthcare language models. Start reading at stages.py."""
+"""aloe builds, aligns, measures and serves open healthcare language models. Start reading at stages/__init__.py."""
 
 import os
 

@@ -1,0 +1,191 @@
+"""Stages that bring models, rows, tokens and passages into a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from aloe.artifact import Artifact
+from aloe.core.chat import ChatOptions
+from aloe.core.config import Config, Machine
+from aloe.core.errors import SourceError
+from aloe.stage import Context, Cost, Ref, Size, Stage
+from aloe.starter import pack
+from aloe.train.options import TokenOptions
+
+
+class Base(Stage):
+    """A model from outside as a Hugging Face folder, with the system prompt and sampling that travel with it."""
+
+    kind: Literal["base"]
+    makes: ClassVar[str] = "model"
+    model: str
+    """package:PKG/FILE.gguf, hf:PATH, hub:ORG/NAME@REVISION or toy:"""
+    name: str
+    """As the card names it, e.g. HuggingFaceTB/SmolLM2-135M-Instruct."""
+    licence: str
+    """SPDX name of the weights' licence."""
+    chat: ChatOptions = ChatOptions()
+    chat_template: str | None = None
+    """File with a Jinja template that replaces the model's own; None keeps it."""
+
+    def fetch(self) -> None:
+        from aloe.models.base import fetch
+
+        fetch(self.model)
+
+    def reads(self) -> dict[str, Path]:
+        from aloe.core import toy
+        from aloe.models.base import locate, locate_template
+
+        model = locate(self.model) or Path(toy.__file__)
+        return {"model": model} | ({"chat_template": locate_template(self.chat_template)} if self.chat_template else {})
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        from aloe.models.base import shape
+
+        found, count = shape(self.model)
+        return Size(parameters=count, shape=found), Cost(0.1 + count / 1e9, 0.5 + 5 * count / 1e9, 4 * count / 1e9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.models.base import make_base
+
+        template = Path(self.chat_template).read_text() if self.chat_template else None
+        facts = make_base(self.model, out, self.chat, template, context.seed)
+        (out / "base.json").write_text(json.dumps({"name": self.name, "licence": self.licence, **facts}, indent=1))
+        return facts
+
+
+class SourcePlan(Config):
+    """How much of a source is taken."""
+
+    n: int | None = Field(default=None, ge=1)
+    """Rows, chosen by hash of their id after all steps; None takes all."""
+
+
+class Curate(Stage):
+    """Raw records to rows; every row that leaves has a reason."""
+
+    kind: Literal["curate"]
+    version: ClassVar[int] = 2  # 2: `avoid` compares a stem's last word whole
+    makes: ClassVar[str] = "rows"
+    sources: dict[str, SourcePlan]
+    """Source name (see data/sources.py) or file:PATH.jsonl -> how much of it."""
+    steps: tuple[Literal["repair", "complete", "exact"], ...] = ("repair", "complete", "exact")
+    avoid: tuple[str, ...] = ()
+    """Evaluation tasks whose questions must not stand in any row."""
+    max_characters: int | None = Field(default=None, ge=1)
+
+    def reads(self) -> dict[str, Path]:
+        from aloe.ask import prompts
+        from aloe.core import toy
+        from aloe.data import starter
+        from aloe.data.sources import source_files
+        from aloe.evals.task import task_files
+
+        files = {f"source {name}: {file.name}": file for name in self.sources for file in source_files(name)}
+        files |= {f"avoid {name}: {file.name}": file for name in self.avoid for file in task_files(name)}
+        if any(name.startswith("toy") for name in self.sources):
+            files["toy"] = Path(toy.__file__)
+        if any(name.startswith("starter") for name in self.sources):
+            files |= {"starter pack": pack.FOLDER, "starter rows": Path(starter.__file__)}
+        return files | {"prompts": Path(prompts.__file__)}
+
+    def preflight(self) -> None:
+        from aloe.data.sources import source_rows
+
+        self.reads()
+        for name in self.sources:
+            if next(iter(source_rows(name)), None) is None:
+                raise SourceError("a source has no rows", where=name, do="check the file")
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        from aloe.data.sources import expected_rows
+
+        found = expected_rows({name: plan.n for name, plan in self.sources.items()}, self.max_characters)
+        return Size(**found._asdict()), Cost(0.02 + found.rows / 2e5)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.rows import write_jsonl
+        from aloe.data import curate
+        from aloe.data.sources import source_rows
+        from aloe.evals.task import open_task
+
+        steps = [curate.STEPS[name] for name in self.steps]
+        if self.avoid:
+            steps.append(curate.avoid({curate.normal(q.text): q.id for name in self.avoid for q in open_task(name).questions("test")}))
+        if self.max_characters:
+            steps.append(curate.length(self.max_characters))
+        sources = {name: (source_rows(name), plan.n) for name, plan in self.sources.items()}
+        result = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", part=name))
+        if not result.rows:
+            raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
+        write_jsonl(out / "rows.jsonl.gz", result.rows)
+        write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in result.drops))
+        (out / "counts.json").write_text(json.dumps(result.counts, indent=1))
+        licences = sorted({f"{row.source}: {row.licence}" for row in result.rows})
+        characters = sum(len(m.content) for row in result.rows for m in row.messages)
+        return {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
+
+
+class Tokens(Stage, TokenOptions):
+    """Rows as token ids and loss weights on disk, so that several trainings render them once."""
+
+    kind: Literal["tokens"]
+    makes: ClassVar[str] = "tokens"
+    model: str
+    """Whose tokenizer, chat template and limits are used."""
+    data: str
+
+    def refs(self) -> dict[str, Ref]:
+        return {"model": Ref(self.model, "model"), "data": Ref(self.data, "rows")}
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        data = sizes["data"]
+        return data, Cost(0.05 + data.tokens / 1e8, 1.0, data.tokens * 5e-9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.rows import read_rows
+        from aloe.models.folder import load_chat
+        from aloe.models.load import load_tokenizer, model_limits
+        from aloe.train.batches import Limits
+        from aloe.train.tokens import making, write_tokens
+
+        model = inputs["model"].path
+        chat = load_chat(model, load_tokenizer(model))
+        made = making(chat, self, Limits(*model_limits(model)), keep_rejected=True)
+        return write_tokens(out, read_rows(inputs["data"].path / "rows.jsonl.gz"), chat, made)._asdict()
+
+
+class BuildIndex(Stage):
+    """Documents to passages that can be searched and cited."""
+
+    kind: Literal["index"]
+    version: ClassVar[int] = 2  # 2: windows count the encoder's tokens, sections are kept
+    makes: ClassVar[str] = "index"
+    corpora: tuple[str, ...] = Field(min_length=1)
+    """Corpus name (see retrieve/corpus.py) or folder:PATH."""
+    embedder: str = "minilm"
+    """minilm, hashing, none, st:PATH or http://HOST/v1#MODEL; see `retrieve.embed`."""
+    passage_tokens: int = Field(default=200, ge=20)
+    overlap_tokens: int = Field(default=40, ge=0)
+
+    def reads(self) -> dict[str, Path]:
+        from aloe.retrieve.corpus import corpus_reads
+        from aloe.retrieve.embed import embedder_reads
+
+        return corpus_reads(self.corpora) | embedder_reads(self.embedder)
+
+    def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
+        size = sum(p.stat().st_size for p in self.reads().values())
+        passages = size / 4 / self.passage_tokens  # MiniLM encodes 16 of 256 tokens a second on two cores
+        return Size(rows=passages), Cost(0.2 + passages / 1000 * (self.embedder not in ("hashing", "none")), 1.5, 3 * size / 1e9)
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.retrieve.index import build_corpora
+
+        return dict(build_corpora(self.corpora, out, self.embedder, self.passage_tokens, self.overlap_tokens))
