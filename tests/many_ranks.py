@@ -31,7 +31,10 @@ class Killed(Exception):
 
 
 def on_ranks(size: int, job: Callable[..., Any], *args: Any, node_size: int | None = None, timeout_s: float = 120) -> list[Any]:
-    """What `job(*args)` returns on each of `size` ranks. Raises Killed, or what the ranks raised as one group."""
+    """What `job(*args)` returns on each of `size` ranks. Raises Killed, or what the ranks raised as one group.
+
+    `job` stands in a module beside this one: the server cannot import the test modules.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

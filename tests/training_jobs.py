@@ -70,6 +70,19 @@ def dpo(start: Path, out: Path, on: Machine, options: TrainOptions = OPTIONS, ki
     )
 
 
+def other_rows(start: Path, out: Path, on: Machine) -> None:
+    from aloe.train import ranks
+
+    out.mkdir(exist_ok=True)
+    sft(start, out / f"{ranks.rank()}", on, num_rows=40 - 8 * ranks.rank())  # each reads a disk of its own
+
+
+def other_weights(start: Path, changed: Path, out: Path, on: Machine) -> None:
+    from aloe.train import ranks
+
+    sft(changed if ranks.rank() == 1 else start, out, on)
+
+
 def furthest(curve: Curve, other: Curve) -> float:
     """Largest relative difference of any number of two curves."""
     assert len(curve) == len(other)

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from aloe.core.config import Machine
 from aloe.core.errors import ModelError, SourceError
+from aloe.train.engine import THREADS, prepare
+from aloe.train.sft import open_for_training
 from many_ranks import ENGINES, on_ranks
 from toys import edited
-from training_jobs import OPTIONS, dpo, furthest, machine, sft, weight_distance
+from training_jobs import OPTIONS, dpo, furthest, machine, other_rows, other_weights, sft, weight_distance
 
 TWENTY_STEPS = OPTIONS.model_copy(update={"epochs": 4})
 
@@ -77,19 +79,6 @@ def test_a_rank_without_rows_takes_part_and_changes_nothing(toy_folder: Path, tm
     assert furthest(first["curve"], alone) < 1e-5
 
 
-def other_rows(start: Path, out: Path, on: Machine) -> None:
-    from aloe.train import ranks
-
-    out.mkdir(exist_ok=True)
-    sft(start, out / f"{ranks.rank()}", on, num_rows=40 - 8 * ranks.rank())  # each reads a disk of its own
-
-
-def other_weights(start: Path, changed: Path, out: Path, on: Machine) -> None:
-    from aloe.train import ranks
-
-    sft(changed if ranks.rank() == 1 else start, out, on)
-
-
 def test_ranks_that_disagree_on_data_or_weights_all_stop_and_name_the_odd_one(toy_folder: Path, tmp_path: Path) -> None:
     def nudge(weights: dict[str, Any]) -> None:
         weights["model.norm.weight"][0] += 1e-6
@@ -103,6 +92,12 @@ def test_ranks_that_disagree_on_data_or_weights_all_stop_and_name_the_odd_one(to
         assert len(group.value.exceptions) == size
         for error in group.value.exceptions:
             assert isinstance(error, kind) and "disagree" in error.what and error.where == "rank 1 differs from rank 0"
+
+
+def test_threads_of_one_run_do_not_stay_for_the_next(toy_folder: Path) -> None:
+    for threads, expected in ((1, 1), (0, THREADS)):
+        prepare(open_for_training(toy_folder)[0], Machine(threads=threads))
+        assert torch.get_num_threads() == expected
 
 
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])

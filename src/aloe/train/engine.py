@@ -21,6 +21,8 @@ from aloe.train.options import TrainOptions, check_engine
 
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+THREADS = torch.get_num_threads()
+"""What torch starts with: one a physical core, or OMP_NUM_THREADS."""
 
 
 class Piece(NamedTuple):
@@ -117,8 +119,7 @@ def moments(optimizer: torch.optim.AdamW, parameter: torch.Tensor) -> dict[str, 
 
 def prepare(model: Any, machine: Machine) -> Any:
     """What all engines set on a model."""
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
+    torch.set_num_threads(machine.threads or THREADS)
     if machine.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train()
