@@ -32,21 +32,29 @@ NOTICE = (
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None, on: On = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
+    node_rank: Annotated[int | None, typer.Option(help="Which of the machine's nodes this is, from 0; default: what srun says.")] = None,
 ) -> None:  # fmt: skip
-    """Carry out a recipe; stages that are done are skipped.  Example: aloe run recipes/tiny.yaml merged.density=0.6"""
+    """Carry out a recipe; stages that are done are skipped.  Example: aloe run recipes/tiny.yaml merged.density=0.6
+
+    On several nodes give each the same command, under srun or with its --node-rank, and one runs folder: node 0 writes, the others compute."""
     from aloe import runner
     from aloe.console import listener
     from aloe.core.log import Log
     from aloe.exporters import exporting
+    from aloe.nodes import all_started, node_number
     from aloe.recipe import load_machine, load_recipe
 
     words = overrides or []
     loaded, machine = load_recipe(recipe, words), load_machine(on)
+    if number := node_number(machine, node_rank):
+        print(f"node {number}: waiting for node 0, which says what to do", file=sys.stderr)
+        return runner.join(loaded, machine, runs, number, until=until)
     record = {"recipe": str(recipe.resolve()), "overrides": words, "on": str(on.resolve()) if on else None}
     if runs.parent.is_dir():  # the log is opened before the runner makes the folder
         runs.mkdir(exist_ok=True)
     with exporting(machine, loaded.name, runs, listener()) as listen:
-        nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listen), record=record)
+        log = Log(runs / "events.jsonl", listen)
+        nodes = runner.run(loaded, machine, runs, until=until, log=log, record=record, others_come=all_started(node_rank))
     for node in nodes:
         print(f"{node.name}: {node.path}")
     reports = [node.path for node in nodes if node.stage.makes == "report"]

@@ -7,6 +7,7 @@ recorded as missing (an empty dict), never as zero.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aloe.core.config import Machine, nearest
@@ -48,6 +49,15 @@ def add_energy(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]
         return later or earlier
     sums = {key: earlier[key] + later[key] for key in ("kwh", "kg_co2", "seconds")}
     return {**later, **sums, "g_per_kwh": 1000 * sums["kg_co2"] / sums["kwh"]}
+
+
+def all_nodes(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several nodes used at the same time as one record; {} where one of them measured nothing: a part would pass for the whole."""
+    if len(records) < 2 or not all(records):
+        return dict(records[0]) if len(records) == 1 else {}
+    kwh, kg_co2 = (sum(record[key] for record in records) for key in ("kwh", "kg_co2"))
+    method = "metered" if all(record["method"] == "metered" for record in records) else "estimated"
+    return {**records[0], "kwh": kwh, "kg_co2": kg_co2, "g_per_kwh": 1000 * kg_co2 / kwh, "method": method, "nodes": len(records)}
 
 
 class Meter:
