@@ -83,6 +83,30 @@ def plan(
         print(line)
 
 
+@app.command()
+def slurm(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], on: Annotated[Path, typer.Option("--on", help="Machine file.")],
+    overrides: Overrides = None, until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
+    out: Annotated[Path, typer.Option(help="Folder for the scripts and their output.")] = Path("slurm"),
+) -> None:  # fmt: skip
+    """Write a run's batch scripts, and print how to queue them.  Example: aloe slurm recipes/aloe-8b.yaml --on recipes/machines/h100-32.yaml"""
+    from aloe import runner
+    from aloe.artifact import HashMemo
+    from aloe.recipe import load_machine, load_recipe
+    from aloe.slurm import jobs, scripts, submission
+
+    loaded, machine = load_recipe(recipe, overrides or []), load_machine(on)
+    nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until, strict=False)
+    costs = {name: cost for name, (_, cost) in runner.expectations(nodes, machine).items()}
+    command = ["aloe", "run", str(recipe), *(overrides or []), "--on", str(on), "--runs", str(runs)]
+    written = scripts(jobs(nodes, costs, machine), loaded.name, command, machine, out, Path.cwd())
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in written.items():
+        (out / name).write_text(text, encoding="utf-8")
+    for line in submission([out / name for name in written]):
+        print(line)
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="axolotl or mergekit YAML, TRL YAML or JSON, or a shell file with OpenRLHF's train_dpo.")],
