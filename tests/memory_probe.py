@@ -22,7 +22,7 @@ class Case(NamedTuple):
 
     @property
     def options(self) -> TrainOptions:
-        return TrainOptions(lr=1e-4, dtype=self.dtype, lora=self.lora)  # type: ignore[arg-type]
+        return TrainOptions(lr=1e-4, dtype=self.dtype, max_length=self.length, lora=self.lora)  # type: ignore[arg-type]
 
     @property
     def machine(self) -> Machine:
