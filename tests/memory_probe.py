@@ -31,6 +31,13 @@ class Case(NamedTuple):
         )
 
 
+def label(case: Case) -> str:
+    """`bf16-lora-1x1024x2`."""
+    words = [case.dtype, case.engine * (case.engine != "one"), "checkpointing" * case.checkpointing, "lora" * bool(case.lora)]
+    words += [f"{len(case.lora.targets)}-targets" if case.lora and case.lora.targets != "all-linear" else ""]
+    return "-".join([word for word in words if word] + [f"{case.rows}x{case.length}x{case.micro_batches}"])
+
+
 class Measured(NamedTuple):
     """Bytes on one rank."""
 
