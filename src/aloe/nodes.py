@@ -121,7 +121,7 @@ class Host:
                 connection, _ = self._door.accept()
             except TimeoutError:
                 raise MachineError(
-                    f"node {', '.join(missing)} has not come within {self._machine.rank_timeout_s:g} s", where=self.place,
+                    f"node {', '.join(missing)} did not come within {self._machine.rank_timeout_s:g} s", where=self.place,
                     do="start the same command there, with --node-rank or under srun, or raise rank_timeout_s in the machine file",
                 ) from None  # fmt: skip
             self._welcome(Line(connection, HELLO_S))
