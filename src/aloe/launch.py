@@ -79,9 +79,9 @@ def run_stage(stage: Stage, inputs: Mapping[str, Artifact], out: Path, context: 
         host.order({"job": job, "folder": str(folder.resolve()), "place": place})
     said, silent = _ranks(folder, job, context.log, 0, place, host.stop if host else Event())
     for report in host.reports(2 * LAST_WORDS_S, stop=not (folder / METRICS).is_file()) if host else ():
-        said, silent = said + report["said"], silent or report["silent"]
+        said, silent = said + report["said"], silent + report["silent"]
     if not (folder / METRICS).is_file():
-        raise _failure(said, silent or str(folder / LOG))
+        raise _failure(said, " or ".join(silent) or str(folder / LOG))
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
     return metrics
 
@@ -100,10 +100,10 @@ def join(machine: Machine, runs: Path, meaning: str, node: int) -> None:
         guest.close()
 
 
-def _ranks(folder: Path, job: Mapping[str, Any], log: Log, node: int, place: Place | None, stop: Event) -> tuple[list[Words], str]:
+def _ranks(folder: Path, job: Mapping[str, Any], log: Log, node: int, place: Place | None, stop: Event) -> tuple[list[Words], list[str]]:
     """Run this node's ranks to their end, or until `stop`.
 
-    Returns what they said went wrong, and where to look when one ended without a word.
+    Returns what they said went wrong, and the log where one of them ended without a word.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ def _ranks(folder: Path, job: Mapping[str, Any], log: Log, node: int, place: Pla
     code = _torchrun(folder, Machine.model_validate_json(json.dumps(job["machine"])), log, node, place, stop)
     said: list[Words] = [json.loads(file.read_text()) for file in folder.glob("error-*.json")]
     silent = code and not stop.is_set() and all(words["lost"] for words in said)
-    return said, str(folder / LOG) if silent else ""
+    return said, [str(folder / LOG)] if silent else []
 
 
 def _torchrun(folder: Path, machine: Machine, log: Log, node: int, place: Place | None, stop: Event) -> int:

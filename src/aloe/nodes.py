@@ -250,6 +250,8 @@ class Guest:
     def _heard(self, message: Message | None) -> None:
         if message is None or "stop" in message or "end" in message:
             self.stop.set()
+        else:
+            self.stop.clear()  # here, not where the order is taken: what follows an order must not be undone
         if message is None or "stop" not in message:
             self._orders.put(message)
 
@@ -263,7 +265,6 @@ class Guest:
                 raise MachineError(f"node 0 ended the run: {message['what']}", where=message["where"], do=message["do"])
             if "end" in message:
                 return
-            self.stop.clear()
             yield message
 
     def report(self, message: Message) -> None:

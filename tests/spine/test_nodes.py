@@ -187,6 +187,22 @@ def test_node_0_that_goes_without_a_word_is_noticed(machine: Machine, tmp_path: 
     host.close(None)
 
 
+def test_a_word_to_stop_right_after_an_order_is_not_lost(machine: Machine, tmp_path: Path) -> None:
+    stopped = aside(lambda: _stopped(Guest(machine, tmp_path, "m", 1)))
+    with meeting(machine, tmp_path, "m") as host:
+        assert host
+        host.gather()
+        host.order({"say": "a"})
+        host.order({"stop": True})
+        assert stopped() is True
+
+
+def _stopped(here: Guest) -> bool:
+    time.sleep(0.5)  # both are there before the order is taken
+    next(here.orders())
+    return here.stop.is_set()
+
+
 def test_those_who_still_wait_at_the_door_are_told_how_the_run_ended(machine: Machine, tmp_path: Path) -> None:
     other = guest(machine, tmp_path)
     with pytest.raises(KeyboardInterrupt), meeting(machine, tmp_path, "m"):
