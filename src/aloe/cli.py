@@ -34,21 +34,29 @@ NOTICE = (
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None, on: On = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
+    node_rank: Annotated[int | None, typer.Option(help="Which of the machine's nodes this is, from 0; default: what srun says.")] = None,
 ) -> None:  # fmt: skip
-    """Carry out a recipe; stages that are done are skipped.  Example: aloe run recipes/tiny.yaml merged.density=0.6"""
+    """Carry out a recipe; stages that are done are skipped.  Example: aloe run recipes/tiny.yaml merged.density=0.6
+
+    On several nodes give each the same command, under srun or with its --node-rank, and one runs folder: node 0 writes, the others compute."""
     from aloe import runner
     from aloe.console import listener
     from aloe.core.log import Log
     from aloe.exporters import exporting
+    from aloe.nodes import all_started, node_number
     from aloe.recipe import load_machine, load_recipe
 
     words = overrides or []
     loaded, machine = load_recipe(recipe, words), load_machine(on)
+    if number := node_number(machine, node_rank):
+        print(f"node {number}: waiting for node 0, which says what to do", file=sys.stderr)
+        return runner.join(loaded, machine, runs, number, until=until)
     record = {"recipe": str(recipe.resolve()), "overrides": words, "on": str(on.resolve()) if on else None}
     if runs.parent.is_dir():  # the log is opened before the runner makes the folder
         runs.mkdir(exist_ok=True)
     with exporting(machine, loaded.name, runs, listener()) as listen:
-        nodes = runner.run(loaded, machine, runs, until=until, log=Log(runs / "events.jsonl", listen), record=record)
+        log = Log(runs / "events.jsonl", listen)
+        nodes = runner.run(loaded, machine, runs, until=until, log=log, record=record, others_come=all_started(node_rank))
     for node in nodes:
         print(f"{node.name}: {node.path}")
     reports = [node.path for node in nodes if node.stage.makes == "report"]
@@ -74,6 +82,30 @@ def plan(
     costs = {name: cost for name, (_, cost) in runner.expectations(nodes, machine).items()}
     why = {n.name: "; ".join(line.strip() for line in explain(n, runs)[:3]) for n in nodes if not n.done and not n.missing}
     for line in budget(nodes, costs, why, machine):
+        print(line)
+
+
+@app.command()
+def slurm(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], on: Annotated[Path, typer.Option("--on", help="Machine file.")],
+    overrides: Overrides = None, until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None, runs: Runs = DEFAULT_RUNS,
+    out: Annotated[Path, typer.Option(help="Folder for the scripts and their output.")] = Path("slurm"),
+) -> None:  # fmt: skip
+    """Write a run's batch scripts, and print how to queue them.  Example: aloe slurm recipes/aloe-8b.yaml --on recipes/machines/h100-32.yaml"""
+    from aloe import runner
+    from aloe.artifact import HashMemo
+    from aloe.recipe import load_machine, load_recipe
+    from aloe.slurm import jobs, scripts, submission
+
+    loaded, machine = load_recipe(recipe, overrides or []), load_machine(on)
+    nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until, strict=False)
+    costs = {name: cost for name, (_, cost) in runner.expectations(nodes, machine).items()}
+    command = ["aloe", "run", str(recipe), *(overrides or []), "--on", str(on), "--runs", str(runs)]
+    written = scripts(jobs(nodes, costs, machine), loaded.name, command, machine, out, Path.cwd())
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in written.items():
+        (out / name).write_text(text, encoding="utf-8")
+    for line in submission([out / name for name in written]):
         print(line)
 
 

@@ -90,6 +90,10 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def _meeting(numbers: dict[str, Any]) -> str:
+    return f"waiting at {numbers['place']} for {numbers['nodes'] - 1} more nodes"
+
+
 class PlainLines:
     """One line when a stage starts or ends, and at most one progress line every ten seconds."""
 
@@ -104,6 +108,8 @@ class PlainLines:
             resumed = ", resumed" if numbers["resumed"] else ""
             self._say(f"{numbers['stage']} ({numbers['kind']}{resumed}): about {_time(60 * float(numbers['minutes']))}")
             self._last = now
+        elif name == "meet":
+            self._say(_meeting(numbers))
         elif name == "done":
             self._say(f"{numbers['stage']}: done in {_time(float(numbers['seconds']))}")
         elif name == "progress" and now - self._last >= EVERY_S:
@@ -126,6 +132,8 @@ class LiveBlock:
         self._progress.take(name, numbers)
         if name == "plan":
             self._live.start()
+        elif name == "meet":
+            self._live.console.print(_meeting(numbers))
         if self._progress.state and all(state in ("done", "kept") for state in self._progress.state.values()):
             self.close()
 

@@ -7,12 +7,15 @@ recorded as missing (an empty dict), never as zero.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from aloe.core.config import Machine, nearest
 from aloe.core.errors import RecipeError
 
-_READ_METERS = ("rapl", "intel power gadget", "powermetrics")
+_READ_METERS = {"intel_rapl", "intel_power_gadget", "windows_emi"}
+"""codecarbon's names for reading a CPU's own meter; `cpu_load` and `constant` are estimates from rated power."""
+AMOUNTS = ("kwh", "cpu_kwh", "gpu_kwh", "ram_kwh", "kg_co2")
 
 
 def grid_g_per_kwh(machine: Machine) -> float:
@@ -46,8 +49,25 @@ def add_energy(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]
     """The records of two attempts as one: amounts added, the grid's figure their average, everything else the later one's."""
     if not earlier or not later:
         return later or earlier
-    sums = {key: earlier[key] + later[key] for key in ("kwh", "kg_co2", "seconds")}
-    return {**later, **sums, "g_per_kwh": 1000 * sums["kg_co2"] / sums["kwh"]}
+    sums = _sums([earlier, later])
+    return {**later, **sums, "seconds": earlier["seconds"] + later["seconds"]}
+
+
+def _sums(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    sums = {key: sum(record[key] for record in records) for key in AMOUNTS if all(key in record for record in records)}
+    return {**sums, "g_per_kwh": 1000 * sums["kg_co2"] / sums["kwh"]}
+
+
+def all_nodes(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several nodes used at the same time as one record; {} where one of them measured nothing: a part would pass for the whole."""
+    if len(records) < 2 or not all(records):
+        return dict(records[0]) if len(records) == 1 else {}
+    return {**records[0], **_sums(records), "method": methods(record["method"] for record in records), "nodes": len(records)}
+
+
+def methods(words: Iterable[str]) -> str:
+    """`estimated`, `metered`, or `metered and estimated`, of several such."""
+    return " and ".join(sorted({word for text in words for word in text.split(" and ") if word}, reverse=True))
 
 
 class Meter:
@@ -67,15 +87,20 @@ class Meter:
         self._tracker.start_task(name)
 
     def stop(self) -> dict[str, Any]:
-        """kWh and kg CO2 since `start`; {} where nothing was measured. `method` says whether a meter was read."""
+        """kWh and kg CO2 since `start`; {} where nothing was measured.
+
+        A GPU's energy is read from its driver. The CPU's is estimated unless its meter could be read (`cpu_method` says which); memory's
+        always is, so that `method`, which is of CPU and GPU, does not speak of it.
+        """
         data = self._tracker.stop_task()
         energy = getattr(data, "energy_consumed", None)
         if not energy:
             return {}
         g_per_kwh = self._machine.carbon_g_per_kwh if self._machine.carbon_g_per_kwh is not None else 1000 * data.emissions / energy
-        hardware = [getattr(h, "_mode", "") for h in getattr(self._tracker, "_hardware", [])]
-        metered = any(mode and any(meter in mode for meter in _READ_METERS) for mode in hardware)
+        modes = {getattr(part, "_mode", "") for part in getattr(self._tracker, "_hardware", [])}
+        cpu_method = "metered" if modes & _READ_METERS else "estimated"
         return {
-            "kwh": energy, "kg_co2": energy * g_per_kwh / 1000, "g_per_kwh": g_per_kwh, "country": data.country_iso_code, "seconds": data.duration,
-            "cpu": data.cpu_model, "cpu_count": data.cpu_count, "gpu": data.gpu_model, "method": "metered" if metered else "estimated",
+            "kwh": energy, "cpu_kwh": data.cpu_energy, "gpu_kwh": data.gpu_energy, "ram_kwh": data.ram_energy, "kg_co2": energy * g_per_kwh / 1000,
+            "g_per_kwh": g_per_kwh, "country": data.country_iso_code, "seconds": data.duration, "cpu": data.cpu_model, "cpu_count": data.cpu_count,
+            "gpu": data.gpu_model, "cpu_method": cpu_method, "method": methods([cpu_method, "metered" if data.gpu_energy else ""]),
         }  # fmt: skip

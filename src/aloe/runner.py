@@ -37,7 +37,8 @@ from aloe.core.config import Machine, nearest
 from aloe.core.errors import AloeError, ArtifactError, MachineError, RecipeError
 from aloe.core.log import Log
 from aloe.core.seeds import seed_for
-from aloe.energy import Meter, Spent
+from aloe.energy import Meter, Spent, all_nodes
+from aloe.nodes import Host, meeting
 from aloe.recipe import Recipe
 from aloe.stage import Context, Cost, Size
 from aloe.stages import AnyStage
@@ -176,10 +177,16 @@ def expectations(nodes: list[Node], machine: Machine) -> dict[str, tuple[Size, C
     return found
 
 
-def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = None, log: Log, record: Mapping[str, Any] | None = None) -> list[Node]:
-    """Make every artifact that is not there yet; a second call does nothing."""
+def run(
+    recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = None, log: Log, record: Mapping[str, Any] | None = None,
+    others_come: bool = False,
+) -> list[Node]:  # fmt: skip
+    """Make every artifact that is not there yet; a second call does nothing.
+
+    Of several nodes this is node 0: it waits for the others where something is left to train, or where it is known that they come.
+    """
     _writable(runs)
-    with locked(runs):
+    with locked(runs), meeting(machine, runs, _meaning(recipe, until)) as host:
         memo = HashMemo(runs / ".hashes.json")
         _fetch(recipe, until)
         nodes = plan(recipe, runs, memo, until)
@@ -191,18 +198,34 @@ def run(recipe: Recipe, machine: Machine, runs: Path, *, until: str | None = Non
             write_text(runs / ".last.json", json.dumps(record))
         memo.save()
         log.event("plan", minutes={n.name: 0.0 if n.done else round(costs[n.name].minutes, 2) for n in nodes})
+        if host and (others_come or any(node.stage.trains and not node.done for node in nodes)):
+            log.event("meet", nodes=machine.nodes, place=host.place)
+            host.gather()
         meter: Meter | None = None
         for node in nodes:
             if node.done:
                 log.event("skip", stage=node.name)
                 continue
             meter = meter or Meter(machine)
-            _execute(node, nodes, recipe, machine, runs, memo, meter, costs[node.name], log)
+            _execute(node, nodes, recipe, machine, runs, memo, meter, costs[node.name], log, host)
         memo.save()
     return nodes
 
 
-def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, runs: Path, memo: HashMemo, meter: Meter, cost: Cost, log: Log) -> None:
+def join(recipe: Recipe, machine: Machine, runs: Path, node: int, *, until: str | None = None) -> None:
+    """Be another node of the same run until node 0 says that it is over."""
+    _writable(runs)
+    launch.join(machine, runs, _meaning(recipe, until), node)
+
+
+def _meaning(recipe: Recipe, until: str | None) -> str:
+    """What must be equal on all nodes of a run."""
+    return fingerprint({"recipe": recipe.model_dump(mode="json"), "until": until, "code": _code()})
+
+
+def _execute(
+    node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, runs: Path, memo: HashMemo, meter: Meter, cost: Cost, log: Log, host: Host | None
+) -> None:
     by_name = {n.name: n for n in nodes}
     temporary, work = node.work.parent, node.work
     resumed, earlier = _prepare(temporary, work, node.fingerprint)
@@ -213,11 +236,12 @@ def _execute(node: Node, nodes: list[Node], recipe: Recipe, machine: Machine, ru
     counted, started = memory.reset_peak(), time.monotonic()
 
     def spent() -> Spent:
-        return earlier.plus(time.monotonic() - started, meter.stop(), memory.peak_gb() if counted else None)
+        energy = all_nodes([meter.stop(), *(host.energy if host else [])])
+        return earlier.plus(time.monotonic() - started, energy, memory.peak_gb() if counted else None)
 
     try:
         with _disk_errors(runs):
-            metrics = launch.run_stage(node.stage, inputs, temporary, context)
+            metrics = launch.run_stage(node.stage, inputs, temporary, context, host)
     except BaseException:
         with suppress(OSError):  # the disk may be what failed
             _note_attempts(work, node.fingerprint, resumed, spent())

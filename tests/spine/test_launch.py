@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,83 +18,15 @@ from aloe.recipe import load_machine
 from aloe.stage import Context
 from aloe.stages import Curate, Sft
 from aloe.train.options import LoraOptions, TrainOptions
+from launched_runs import left_over, metrics, run, start, weights, write_recipe
 from many_ranks import ENGINES
-
-RECIPE = """
-name: ranks
-seed: 17
-stages:
-  start: {kind: base, model: "toy:", name: toy, licence: Apache-2.0, chat: {system_prompt: You are a test model .}}
-  facts: {kind: curate, sources: {toy-facts: {n: 24}}}
-  pairs: {kind: curate, sources: {toy-pairs: {n: 8}}}
-  sft: {kind: sft, base: start, data: facts, train: &train {epochs: 2, lr: 3e-3, global_batch: 8, max_length: 128, dtype: fp32}}
-  dpo: {kind: dpo, base: sft, data: pairs, chunks: 2, train: *train}
-"""
-MACHINE = "name: two\nthreads: 1\nmicro_batch_tokens: 60\ncheckpoint_every_steps: 1\ncheckpoint_every_s: 0\nrank_timeout_s: 20\n"
-FAULT = """
-import os, signal, time
-if os.environ.get("RANK") == "1":
-    from aloe.train import loop
-    real, seen = loop._step, [0]
-    def step(*args):
-        seen[0] += 1
-        if seen[0] == 3:
-            FAULT
-        return real(*args)
-    loop._step = step
-"""
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with the recipe and a machine file for every engine."""
-    (tmp_path / "r.yaml").write_text(RECIPE)
-    (tmp_path / "one.yaml").write_text(MACHINE)
-    for engine in ("fsdp2", "zero3"):
-        (tmp_path / f"{engine}.yaml").write_text(MACHINE + f"engine: {engine}\nranks_per_node: 2\n")
+    write_recipe(tmp_path)
     return tmp_path
-
-
-def start(place: Path, machine: str, runs: str, *more: str, fault: str = "") -> subprocess.Popen[str]:
-    """`aloe run`; rank 1 does `fault` before its third step."""
-    path = os.environ.get("PYTHONPATH", "")
-    if fault:
-        (place / "fault").mkdir(exist_ok=True)
-        (place / "fault/sitecustomize.py").write_text(FAULT.replace("FAULT", fault))
-        path = f"{place / 'fault'}{os.pathsep}{path}"
-    arguments = ["aloe", "run", str(place / "r.yaml"), "--on", str(place / f"{machine}.yaml"), "--runs", str(place / runs), *more]
-    code = f"import sys; sys.argv = {arguments!r}; from aloe.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-
-
-def run(place: Path, machine: str, runs: str, *more: str, fault: str = "") -> tuple[int, str]:
-    """Exit code and standard error."""
-    process = start(place, machine, runs, *more, fault=fault)
-    _, said = process.communicate(timeout=300)
-    assert not list(left_over(place)), "no rank outlives its run"
-    return process.returncode, said
-
-
-def left_over(place: Path) -> Iterator[int]:
-    """Processes whose command names this test's folder."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if str(place) in (entry / "cmdline").read_text():
-                    yield int(entry.name)
-            except OSError:
-                continue
-
-
-def weights(place: Path, runs: str, stage: str) -> Path:
-    return next((place / runs).glob(f"{stage}-*/model.safetensors"))
-
-
-def metrics(place: Path, runs: str, stage: str) -> dict[str, float]:
-    found: dict[str, float] = json.loads((weights(place, runs, stage).parent / "manifest.json").read_text())["metrics"]
-    return found
 
 
 @pytest.mark.slow
@@ -185,20 +113,25 @@ def test_only_stages_that_train_and_only_sharded_engines_are_launched(tmp_path: 
             assert launch.run_stage(stage, {}, tmp_path, context) == {"here": True}
 
 
-def test_the_error_told_is_that_of_the_rank_that_failed_first(tmp_path: Path) -> None:
+def test_the_error_told_is_that_of_the_rank_that_failed_first() -> None:
     machine = Machine(engine="fsdp2", ranks_per_node=3)
-    assert isinstance(launch._failure(tmp_path), MachineError)
-    told = [RuntimeError("Connection closed by peer"), SourceError("bad row", where="row 7", do="mend it"), RuntimeError("Timed out waiting")]
-    for number, error in enumerate(told):
-        words = {"rank": number, "time": 10 - number if number < 2 else 11, **launch._words(error, number, machine)}
-        (tmp_path / f"error-{number}.json").write_text(json.dumps(words))
-    error = launch._failure(tmp_path)
+    silent = launch._failure([], "ranks.log")
+    assert isinstance(silent, MachineError) and "without a word" in silent.what and silent.where == "ranks.log"
+    lost, bad, late = (
+        RuntimeError("Connection closed by peer"),
+        SourceError("bad row", where="row 7", do="mend it"),
+        RuntimeError("Timed out waiting"),
+    )
+    said = [
+        {"rank": rank, "time": when, **launch._words(error, rank, machine)} for rank, (when, error) in enumerate([(1, lost), (10, bad), (11, late)])
+    ]
+    error = launch._failure(said, "")
     assert isinstance(error, SourceError) and (error.what, error.where, error.do) == ("bad row", "row 7", "mend it")
-    (tmp_path / "error-1.json").unlink()
-    assert "rank 0 failed" in str(launch._failure(tmp_path))
-    (tmp_path / "error-0.json").unlink()
-    late = launch._failure(tmp_path)
-    assert isinstance(late, AloeError) and "rank 2 waited longer than 600 s" in late.what
+    error = launch._failure([said[0], said[2]], "")
+    assert isinstance(error, AloeError) and "rank 2 waited longer than 600 s" in error.what
+    defect = {"rank": 0, "time": 5, **launch._words(ZeroDivisionError("of rank 0"), 0, machine)}
+    assert "rank 0 failed" in str(launch._failure([said[2], defect], ""))
+    assert "without a word" in str(launch._failure([said[0]], "ranks.log")), "who only lost the connection did not fail"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +155,5 @@ def test_what_the_ranks_cannot_train_is_told_before_anything_runs() -> None:
     adapter = sft().model_copy(update={"train": TrainOptions(lr=1e-3, lora=LoraOptions())})
     with pytest.raises(RecipeError, match="trains no adapters"):
         launch.check(Machine(engine="fsdp2", ranks_per_node=2), [adapter])
-    with pytest.raises(MachineError, match="on one node"):
-        launch.check(Machine(engine="fsdp2", nodes=2), [sft()])
-    launch.check(Machine(engine="fsdp2", nodes=2), [Curate(kind="curate", sources={})])
+    launch.check(Machine(engine="fsdp2", nodes=2), [sft()])
     launch.check(Machine(), [adapter])

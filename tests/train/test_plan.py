@@ -153,7 +153,12 @@ HALF_CARD = ONE_CARD.model_copy(update={"device_memory_gb": 40})
     ("model", "options", "on", "expected"),
     [
         # fewer tokens at a time are enough
-        ("meta-llama/Llama-3.2-1B", TrainOptions(lr=1, max_length=1024), HALF_CARD, "micro_batch_tokens: 4096"),
+        (
+            "meta-llama/Llama-3.2-1B",
+            TrainOptions(lr=1, max_length=1024),
+            HALF_CARD.model_copy(update={"device_memory_gb": 32}),
+            "micro_batch_tokens: 4096",
+        ),
         # a pack cannot be split: recompute
         ("meta-llama/Llama-3.2-1B", TrainOptions(lr=1, max_length=16384, packing=True), HALF_CARD, "gradient_checkpointing: true"),
         # states alone exceed the card: more cards

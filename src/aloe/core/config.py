@@ -91,6 +91,8 @@ class Machine(Config):
     """Slurm partition."""
     account: str = ""
     """Slurm account."""
+    max_job_hours: float = Field(default=0, ge=0)
+    """The longest job that the partition takes; a longer stage is queued again and goes on. 0 = no limit."""
 
     @property
     def devices(self) -> int:

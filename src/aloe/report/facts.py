@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aloe.artifact import MANIFEST, Artifact
+from aloe.energy import methods
 from aloe.report.measures import GROUPS, metric
 
 SCORES, COMPARISONS, ANSWERS = "scores.json", "comparisons.json", "answers.jsonl"
@@ -224,7 +225,7 @@ def energy(facts: Facts) -> Energy:
         kwh=sum(r.get("kwh", 0.0) for r in records),
         kg_co2=sum(r.get("kg_co2", 0.0) for r in records),
         seconds=sum(stage.manifest.seconds for stage in facts.stages),
-        method=" and ".join(sorted(distinct("method"), reverse=True)),
+        method=methods(distinct("method")),
         # Derived from energy and carbon of each stage, so that equal grids differ in the last digits.
         g_per_kwh=tuple(dict.fromkeys(float(f"{g:.3g}") for g in distinct("g_per_kwh"))),
         countries=tuple(distinct("country")),

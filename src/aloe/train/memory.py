@@ -1,7 +1,7 @@
 """Memory of one device at the peak of a training step, by part: a pure function of shape, options and machine.
 
 Counted for this package's own loop: fp32 masters, gradients and moments; logits in chunks; packs without padding. What a layer keeps
-for its backward pass is listed tensor by tensor in `layer_bytes` (after Korthikanti et al. 2022, section 4.1, for a Llama layer).
+for its backward pass is listed tensor by tensor in `layer_bytes` (after Korthikanti et al. 2022, section 4.1, for a layer of models/lean.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from aloe.core.config import Machine
 from aloe.models.architecture import Architecture
 from aloe.train.options import LoraOptions, TrainOptions
 
-LOGITS_CHUNK = 512
-"""Positions whose logits exist at one time; models/attention.py."""
+LOGITS_CHUNK = 256
+"""Positions whose logits exist at one time; models/head.py."""
+ATTENTION_TILE = 256
+"""Queries that the CPU's attention computes at one time; models/attention.py."""
 RUNTIME_GB = {"cpu": 0.5, "gpu": 1.0}
 """Interpreter and libraries, or the CUDA context."""
 NF4_BYTES = 0.53
@@ -53,28 +55,44 @@ def _targets(shape: Architecture, lora: LoraOptions) -> tuple[str, ...]:
 def training_memory(shape: Architecture, options: TrainOptions, machine: Machine, *, tokens: float, supervised: float, accumulates: bool) -> Memory:
     """Of a micro-batch of `tokens`, `supervised` of them; `accumulates` where a step has several micro-batches.
 
-    Two moments compete: the backward pass begins (all activations, and the gradients of earlier micro-batches), or it ends (all
-    gradients, in bf16 on one process also their compute copies). The larger one is returned.
+    Four moments compete: the logits (all activations, and the gradients of earlier micro-batches), the last layer's backward pass (still
+    all activations), the first layer's (all gradients; in bf16 on one process those of the compute copies, beside the sum of earlier ones)
+    and the step. The largest one is returned.
     """
     width = 2 if options.dtype == "bf16" else 4
     weights, gradients, moments, transient = _states(shape, options, machine, width)
-    kept, recomputed = _activations(shape, options, machine, tokens, width)
-    logits = _logits(shape, min(supervised, LOGITS_CHUNK), width)
-    # Gradients inside the layer that goes back first: of the MLP, or of a norm, which computes in fp32. The logits are gone by then.
-    recomputed += tokens * max((2 * shape.intermediate + shape.hidden) * width, 16 * shape.hidden)
+    layer = layer_bytes(shape, width, options.lora)
+    ends = 2 * shape.hidden * width  # what the last norm reads and makes
+    kept = tokens * shape.layers * (shape.hidden * width if machine.gradient_checkpointing else layer)
+    again = tokens * layer if machine.gradient_checkpointing else 0.0
+    inside = tokens * width * (3 * shape.intermediate + shape.hidden)  # gradients inside an MLP on the way back: the widest place of a layer
+    earlier = gradients if accumulates else 0.0
+    head = shape.embedding * width if not options.lora and (width == 2 or not accumulates) else 0.0
     buffers = 1e9 * RUNTIME_GB["cpu" if machine.device == "cpu" else "gpu"] + _gathered(shape, machine, width)
-    begins = (weights, gradients if accumulates else 0.0, moments, kept + max(0.0, recomputed - logits), logits, buffers)
-    ends = (weights, gradients + transient, moments, recomputed, 0.0, buffers)
-    return Memory(*(part / 1e9 for part in max(begins, ends, key=sum)))
+    buffers += 2 * shape.head_size * width * tokens  # the angles of every position
+    if machine.device == "cpu":
+        buffers += ATTENTION_TILE * min(tokens, options.max_length) * width  # one mask
+    found = (
+        (weights, earlier, moments, kept + tokens * ends, _logits(shape, options, min(supervised, LOGITS_CHUNK), width), buffers),
+        (weights, earlier + head, moments, kept + again + inside, 0.0, buffers),
+        (weights, (earlier if transient else gradients) + transient, moments, tokens * layer + inside, 0.0, buffers),
+        (weights, gradients, moments, 0.0, 0.0, buffers),
+    )
+    return Memory(*(part / 1e9 for part in max(found, key=sum)))
 
 
-def layer_bytes(shape: Architecture, width: int) -> float:
+def layer_bytes(shape: Architecture, width: int, lora: LoraOptions | None = None) -> float:
     """Bytes a token that one layer keeps for its backward pass, `width` bytes a number."""
-    # A norm computes in fp32: its input (the residual itself in fp32, a copy in bf16), the normed and the scaled input of the linear maps.
-    norms = 2 * shape.hidden * (4 + 2 * width)
-    attention = width * (3 * shape.query_size + 2 * shape.kv_size)  # query, key, value, output of a document, of all documents
-    mlp = width * 4 * shape.intermediate  # gate, its activation, up, their product
-    return norms + attention + mlp
+    targets = set(_targets(shape, lora)) if lora else set(shape.projections)
+    h, q, kv, i = shape.hidden, shape.query_size, shape.kv_size, shape.intermediate
+    numbers = 2 * h  # what the two norms read
+    numbers += h * bool(targets & {"q_proj", "k_proj", "v_proj"}) + h * bool(targets & {"gate_proj", "up_proj"})  # what they make
+    numbers += 2 * q + 2 * kv  # rotated query and key, value, output
+    numbers += 2 * i  # gate and up
+    if lora:
+        # An adapter keeps its narrow product; on down_proj also its input, and the steps to it, which lean.py would compute again.
+        numbers += lora.rank * len(targets) + 2 * i * ("down_proj" in targets)
+    return numbers * width + 4 * (shape.heads + 2)  # in fp32: what softmax and norms divide by
 
 
 def shards(machine: Machine) -> int:
@@ -94,21 +112,12 @@ def _states(shape: Architecture, options: TrainOptions, machine: Machine, width:
     return (frozen + trained * (4 + copies)) / split, trained * gradients / split, trained * 8 / split, transient
 
 
-def _activations(shape: Architecture, options: TrainOptions, machine: Machine, tokens: float, width: int) -> tuple[float, float]:
-    """Bytes kept from the forward pass, and of the one layer that is recomputed."""
-    layer = layer_bytes(shape, width)
-    if options.lora:
-        layer += width * options.lora.rank * len(_targets(shape, options.lora))
-    ends = 2 * shape.hidden * width  # embedding and last norm
-    if machine.gradient_checkpointing:
-        return tokens * (shape.layers * shape.hidden * width + ends), tokens * layer
-    return tokens * (shape.layers * layer + ends), 0.0
-
-
-def _logits(shape: Architecture, positions: float, width: int) -> float:
-    """A chunk's logits with the gradients of log-softmax in fp32, and the chunk's contribution to the head's gradient."""
+def _logits(shape: Architecture, options: TrainOptions, positions: float, width: int) -> float:
+    """A chunk's logits and their exponentials in fp32; on the way back, where the head is trained, its whole gradient in fp32."""
     numbers = positions * shape.vocabulary
-    return numbers * (16 if width == 4 else 18) + shape.embedding * width
+    if options.lora:
+        return 8 * numbers
+    return max(8 * numbers, (4 if width == 4 else 6) * numbers + 4 * shape.embedding, 0 if width == 4 else 6 * shape.embedding)
 
 
 def _gathered(shape: Architecture, machine: Machine, width: int) -> float:

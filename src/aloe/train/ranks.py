@@ -31,7 +31,8 @@ def join(timeout_s: float) -> None:
         raise MachineError(
             f"the ranks did not find each other: {str(error).splitlines()[0]}",
             where=f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}",
-            do="see whether another rank failed first, or raise rank_timeout_s in the machine file",
+            do="see whether another rank failed first, or raise rank_timeout_s in the machine file; on several nodes GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME name the network between them",
         ) from error
 
 
