@@ -62,6 +62,12 @@ def choice(text: str, options: Sequence[str]) -> int | None:
     return _alone(text, options) if beginning is None else beginning
 
 
+def after_thinking(text: str) -> str:
+    """An open reply without its reasoning: what follows the last "Answer:", or the whole where there is none."""
+    text = _THINKING.sub("", text)
+    return re.split(r"\banswer\s*:", text, flags=re.IGNORECASE)[-1].strip(" *\n") or text.strip()
+
+
 def _statements(text: str, options: Sequence[str]) -> Iterator[tuple[int, int | None]]:
     """Position and choice (None: several letters) of each "answer is ..."."""
     at = 0

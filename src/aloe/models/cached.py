@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from aloe.core.rows import Message
 from aloe.models.model import Delta, Generate, Model, Reply, Request, request_key
 
 
@@ -19,13 +20,17 @@ class CachedModel:
     """Replies from the journal where the same request was answered before; everything else is asked and written down."""
 
     def __init__(self, inner: Model, key: str, folder: Path) -> None:
-        self.inner, self.name, self._key = inner, inner.name, key
+        self.inner, self.name, self.window, self._key = inner, inner.name, inner.window, key
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{key[:32]}.jsonl"
         self._known: dict[str, Reply] = {}
         self.num_hits = self.num_misses = 0
         if self.path.exists():
             self._read()
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt."""
+        return self.inner.count(messages)
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Known replies first, then the others as they come."""

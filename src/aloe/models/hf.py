@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from aloe.core.config import Machine
 from aloe.core.errors import ModelError
+from aloe.core.rows import Message
 from aloe.core.seeds import seed_for
 from aloe.models.attention import Segment, hidden_states
 from aloe.models.folder import load_chat
@@ -40,7 +41,7 @@ class HfModel:
         self.chat = load_chat(path, self.tokenizer)
         self.name, self.machine = path.name, machine
         self.stop_ids = self.chat.stop_ids()
-        self.limit = int(self.model.config.max_position_embeddings)
+        self.window = int(self.model.config.max_position_embeddings)
 
     @torch.inference_mode()
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
@@ -74,12 +75,16 @@ class HfModel:
                 yield Delta(ready[len(said) :])
                 said = ready
 
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of the prompt, exactly."""
+        return len(self.chat.prompt_ids(messages))
+
     def _prompt(self, request: Request) -> list[int]:
         ids = self.chat.prompt_ids(request.messages)
         room = request.sampling.max_tokens if isinstance(request, Generate) else 1
-        if len(ids) + room > self.limit:
+        if len(ids) + room > self.window:
             raise ModelError(
-                f"the prompt has {len(ids)} tokens; with {room} to write that is over the model's limit of {self.limit}",
+                f"the prompt has {len(ids)} tokens; with {room} to write that is over the model's limit of {self.window}",
                 where=self.name,
                 do="use fewer or shorter passages",
             )
@@ -93,9 +98,9 @@ class HfModel:
             if any(not option for option in ids):
                 raise ModelError("an option to score has no tokens", where=self.name, do="give every option a text")
             longest = max((len(option) for option in ids), default=0)
-            if len(prompt) + longest - 1 > self.limit:
+            if len(prompt) + longest - 1 > self.window:
                 raise ModelError(
-                    f"a prompt of {len(prompt)} tokens with an option of {longest} is over the model's limit of {self.limit}",
+                    f"a prompt of {len(prompt)} tokens with an option of {longest} is over the model's limit of {self.window}",
                     where=self.name,
                     do="use shorter options or fewer passages",
                 )

@@ -67,6 +67,12 @@ class Model(Protocol):
 
     name: str
     """Enters cache keys and manifests."""
+    window: int
+    """Tokens that prompt and reply may have together; 0 = not known."""
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt; an upper bound where the tokenizer is not here."""
+        ...
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies with their request's index, in completion order."""
