@@ -125,16 +125,22 @@ def _judged(text: str, options: Sequence[str]) -> Iterator[tuple[int, int | None
         before = text[: match.start()]
         if match["letter"] in LETTERS[: len(options)] and not _JOINED.search(before) and not _NEGATED.search(_clause_before(text, match.start())):
             yield match.start(), LETTERS.index(match["letter"])
-    for index, option in enumerate(options):
+    for index, option in _mentioned(text, options):
         for match in re.finditer(rf"(?<!\w){re.escape(option)}\s+is\s+the\s+(?:correct\s+|right\s+|best\s+)?answer\b", text, re.IGNORECASE):
             if not _NEGATED.search(_clause_before(text, match.start())):
                 yield match.start(), index
 
 
+def _mentioned(text: str, options: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The options whose text occurs at all: most do not, and an expression for each is slow to make."""
+    text = text.casefold()
+    return ((index, option) for index, option in enumerate(options) if option.casefold() in text)
+
+
 def _named(text: str, options: Sequence[str]) -> int | None:
     """The one option that is named by its text and its letter, "ceftriaxone (C)" or "C. Ceftriaxone", and not refuted."""
     named = set()
-    for index, option in enumerate(options):
+    for index, option in _mentioned(text, options):
         said, letter = re.escape(option), LETTERS[index]
         pattern = rf"(?<!\w)(?:{said}['\"]?\s*[(\[]{letter}[)\]]|(?-i:{letter})(?:[.:)\]]\s*|\s+(?=\())\(?{said}(?!\w))"
         named |= {index for match in re.finditer(pattern, text, re.IGNORECASE) if not _REFUTED.match(text[match.end() :])}
