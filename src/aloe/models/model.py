@@ -110,7 +110,21 @@ def open_model(spec: str, machine: Machine) -> Model:
         from aloe.models.hf import HfModel
 
         return HfModel(Path(parsed.rest), machine)
-    raise ModelError(f"models of the kind {parsed.scheme!r} are not served yet", where=spec, do="give a Hugging Face folder (hf:PATH)")
+    if parsed.scheme == "package":
+        from aloe.models.packaged import packaged_model
+
+        return packaged_model(spec, machine)
+    if parsed.scheme in ("http", "https"):
+        from aloe.models.remote import RemoteModel
+
+        return RemoteModel(spec, machine)
+    if parsed.scheme == "vllm":
+        from aloe.models.vllm import VllmModel
+
+        return VllmModel(Path(parsed.rest), machine)
+    raise ModelError(
+        f"models of the kind {parsed.scheme!r} are not served", where=spec, do="give hf:PATH, package:PKG/FILE.gguf or http://HOST/v1#NAME"
+    )
 
 
 def request_key(model_key: str, request: Request) -> str:
