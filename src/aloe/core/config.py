@@ -43,6 +43,8 @@ class Machine(Config):
     """Tokens in one forward pass of scoring."""
     generate_batch: int = Field(default=64, ge=1)
     """Replies decoded side by side."""
+    prefix_tokens: int = Field(default=16384, ge=0)
+    """Tokens of prompts' beginnings whose keys and values are kept for later requests."""
     remote_concurrency: int = Field(default=8, ge=1)
     """Requests under way at a server."""
     remote_timeout_s: float = Field(default=120.0, gt=0)

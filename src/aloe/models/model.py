@@ -31,6 +31,8 @@ class Generate(Config):
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
+    choices: tuple[str, ...] = ()
+    """The reply is one of these texts, whatever else is likelier; empty = free. For local models."""
 
 
 class Score(Config):

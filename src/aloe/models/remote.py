@@ -229,6 +229,8 @@ def ensembles(requests: Sequence[Request]) -> list[list[int]]:
 
 
 def _sampling(request: Generate) -> dict[str, Any]:
+    if request.choices:
+        raise ModelError("servers have no common way to choose among given texts", where="choices", do="use a local model, or score the options")
     sampling = request.sampling
     stop = {"stop": list(sampling.stop)} if sampling.stop else {}
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens, "seed": sampling.seed, **stop}
