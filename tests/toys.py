@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +190,10 @@ def replies(model: Any, requests: Sequence[Any]) -> list[Any]:
     return [found[i] for i in range(len(requests))]
 
 
-def scripted(model: Any, ids: Sequence[int]) -> Callable[..., Iterator[list[int]]]:
-    """Stands in for HfModel._tokens: these token ids, whatever is asked."""
+def scripted(ids: Sequence[int]) -> Callable[..., list[int]]:
+    """Stands in for Decoding.choose: these token ids, whatever is asked."""
 
-    def tokens(prompts: Sequence[Any], samplings: Sequence[Any], done: list[Any] | None = None) -> Iterator[list[int]]:
-        for i in ids[: max(s.max_tokens for s in samplings)]:
-            yield [i] * len(prompts)
-            if (done is not None and all(done)) or (done is None and i in model.stop_ids):
-                return
+    def choose(_decoding: Any, rows: Sequence[Any], _logits: Any) -> list[int]:
+        return [ids[min(len(row.written), len(ids) - 1)] for row in rows]
 
-    return tokens
+    return choose

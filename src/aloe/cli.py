@@ -207,14 +207,25 @@ def merge(
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS,
-    model: Annotated[str | None, typer.Option(help="hf:PATH; default: the final model of the last run.")] = None,
+    model: Annotated[str | None, typer.Option(help="hf:PATH, http://HOST/v1#NAME, ...; default: the final model of the last run.")] = None,
     passages: Annotated[int, typer.Option(help="Passages to read where the run has an index; 0 = none.")] = 3,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128, on: On = None,
+    strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, ...; default: an open answer with citations.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="One of the answers to choose from; give several.")] = None,
+    examples: Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")] = None,
+    calls: Annotated[int | None, typer.Option(help="Most calls of the model.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Most tokens, read and written.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show prompt, passages, examples, votes and cost.")] = False,
 ) -> None:  # fmt: skip
     """Ask the final model a question, with sources.  Example: aloe ask "What does insulin do?" """
-    from aloe.answer import answer
+    from aloe.answer import How, answer
+    from aloe.models.limits import Budget
 
-    for line in answer(question, _last_nodes(runs, None, []) if model is None else [], model, _machine(on), passages, max_tokens):
+    how = How(
+        strategy=strategy, options=tuple(option or ()), k=passages, max_tokens=max_tokens, examples=examples, explain=explain,
+        budget=Budget(calls=calls, tokens=tokens),
+    )  # fmt: skip
+    for line in answer(question, _last_nodes(runs, None, []) if model is None else [], model, _machine(on), runs, how):
         print(line)
     seen = runs / ".notice-seen"
     if not seen.exists():

@@ -2,7 +2,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from aloe.ask.strategies import build, direct, letters, names
+from aloe.ask.memory import Memory
+from aloe.ask.registry import build, names
+from aloe.ask.strategies import direct, letters
 from aloe.ask.strategy import run
 from aloe.core.errors import AloeError
 from aloe.core.qa import Hit, Passage, Question
@@ -73,7 +75,7 @@ def test_without_passages_the_index_is_not_asked() -> None:
 def test_every_listed_name_can_be_built() -> None:
     assert names()[:4] == ["letters", "letters+passages", "direct", "direct+passages"]
     for name in names():
-        build(name, max_tokens=1, index=Shelf(), k=1)
+        build(name, max_tokens=1, index=Shelf(), k=1, memory=Memory([], Shelf()), prior={})
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one() -> None:

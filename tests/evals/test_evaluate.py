@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from aloe.core import toy
-from aloe.core.errors import RecipeError
+from aloe.core.errors import RecipeError, SourceError
 from aloe.core.log import Log
 from aloe.core.qa import Hit, Passage
 from aloe.core.rows import read_jsonl
@@ -153,3 +153,29 @@ def test_a_plan_refuses_names_nobody_knows() -> None:
         TaskPlan(task="medqaa", strategies=("letters",))
     with pytest.raises(ValidationError, match="did you mean 'letters'"):
         TaskPlan(task="medqa", strategies=("leters",))
+
+
+def test_medprompt_and_letters_with_examples_are_measured_and_their_cost_is_written(tmp_path: Path) -> None:
+    plan = TaskPlan(
+        task="toy-choice", n=6, strategies=("medprompt", "letters+examples", "letters+prior"), examples="toy-choice", num_training=12, num_examples=2
+    )
+    options = RetrievalOptions(examples_by="hashing")
+    scores, _, lines = measure(tmp_path, {"knower": FakeModel(text=knower)}, [plan], retrieval=options)
+    values = {(s["strategy"], s["metric"]): s["value"] for s in scores}
+    # `knower` names the letter of the fact in the order of toy.COLOURS: right where nothing is turned.
+    assert ("medprompt", "parse_rate") in values and ("letters+prior", "accuracy") in values
+    voted = [line for line in lines if line["strategy"] == "medprompt"]
+    assert all(len(line["examples"]) == 2 and len(line["votes"]) == 4 and line["calls"] >= 3 for line in voted)
+    assert all(line["question"] not in line["examples"] for line in voted)
+    assert [turn["role"] for turn in voted[0]["prompt"]] == ["user", "assistant", "user", "assistant", "user"]
+
+
+def test_a_strategy_with_examples_needs_a_source_that_is_there(tmp_path: Path) -> None:
+    for examples, error in ((None, RecipeError), ("toy-chioce", SourceError), ("database:none.json", SourceError)):
+        with pytest.raises(error):
+            measure(tmp_path, {"m": FakeModel()}, [TaskPlan(task="toy-choice", strategies=("medprompt",), examples=examples)])
+
+
+def test_votes_on_a_task_without_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not fit"):
+        measure(tmp_path, {"m": FakeModel()}, [TaskPlan(task="toy-open", strategies=("direct*5",))])

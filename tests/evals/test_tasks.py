@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from aloe.ask.strategies import names
+from aloe.ask.registry import names
 from aloe.ask.strategy import run
 from aloe.core import toy
 from aloe.core.errors import SourceError

@@ -17,7 +17,8 @@ from aloe.models.model import Generate, Sampling, Score, open_model
 from toys import edited, replies, scripted, system, user
 
 torch = pytest.importorskip("torch")
-from aloe.models.hf import HfModel, draw  # noqa: E402
+from aloe.models.decode import Decoding, draw  # noqa: E402
+from aloe.models.hf import HfModel  # noqa: E402
 
 FACTS = toy.facts()
 PROMPTS = [
@@ -145,7 +146,7 @@ def test_greedy_replies_do_not_depend_on_the_width_of_the_batch(model: HfModel, 
 
 
 def test_every_reply_ends_at_its_own_limit(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_tokens", scripted(model, ids_of(model, "red") * 50))
+    monkeypatch.setattr(Decoding, "choose", scripted(ids_of(model, "red") * 50))
     found = replies(model, [generate(PROMPTS[0], max_tokens=n) for n in (3, 1, 7)])
     assert [(r.num_tokens, r.text, r.finish) for r in found] == [((n,), " ".join(["red"] * n), "length") for n in (3, 1, 7)]
 
@@ -184,7 +185,7 @@ def test_temperature_zero_takes_the_largest_and_a_high_one_evens_out() -> None:
 
 
 def test_a_stop_string_cuts_the_reply_before_it(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_tokens", scripted(model, ids_of(model, "The", "pill", "zorax", "is", "red", ".", "<|im_end|>")))
+    monkeypatch.setattr(Decoding, "choose", scripted(ids_of(model, "The", "pill", "zorax", "is", "red", ".", "<|im_end|>")))
     cut, whole, first = replies(model, [generate(PROMPTS[0], stop=stop) for stop in (("is red",), ("blue",), ("red", "pill"))])
     assert (cut.text, cut.finish, cut.num_tokens) == ("The pill zorax", "stop", (5,))
     assert (whole.finish, whole.num_tokens) == ("stop", (7,)) and whole.text.startswith("The pill zorax is red")
@@ -224,19 +225,19 @@ def test_the_pieces_of_a_stream_join_to_the_reply(model: HfModel) -> None:
 
 
 def test_a_stream_ends_at_the_end_of_turn(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_tokens", scripted(model, ids_of(model, "red", "blue", "<|im_end|>", "green")))
+    monkeypatch.setattr(Decoding, "choose", scripted(ids_of(model, "red", "blue", "<|im_end|>", "green")))
     text, pieces = streamed(model, generate(PROMPTS[0]))
     assert text == "red blue" and pieces[-1].finish == "stop"
 
 
 def test_a_stream_that_reaches_its_limit_says_so(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_tokens", scripted(model, ids_of(model, "red") * 50))
+    monkeypatch.setattr(Decoding, "choose", scripted(ids_of(model, "red") * 50))
     text, pieces = streamed(model, generate(PROMPTS[0], max_tokens=4))
     assert text == "red red red red" and pieces[-1].finish == "length"
 
 
 def test_a_stream_stops_before_a_stop_string_of_one_token(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_tokens", scripted(model, ids_of(model, "The", "pill", "zorax", "is", "red")))
+    monkeypatch.setattr(Decoding, "choose", scripted(ids_of(model, "The", "pill", "zorax", "is", "red")))
     text, pieces = streamed(model, generate(PROMPTS[0], stop=(" zorax",)))
     assert text == "The pill" and pieces[-1].finish == "stop"
 
@@ -281,7 +282,7 @@ def test_bfloat16_gives_about_the_same_scores_in_float32(toy_folder: Path) -> No
 
 
 def test_a_stream_stops_before_a_stop_string_of_several_tokens(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_tokens", scripted(model, ids_of(model, "The", "pill", "zorax", "is", "red", ".")))
+    monkeypatch.setattr(Decoding, "choose", scripted(ids_of(model, "The", "pill", "zorax", "is", "red", ".")))
     assert streamed(model, generate(PROMPTS[0], stop=("is red",)))[0].strip() == "The pill zorax"
 
 

@@ -50,7 +50,7 @@ stages:
     models: [start, dpo]
     index: library
     retrieval: {k: 3}
-    tasks: [{task: toy-choice, n: 20, strategies: [letters+passages, direct], max_tokens: 4}]
+    tasks: [{task: toy-choice, n: 20, strategies: [letters+passages, direct, letters+examples], max_tokens: 4, examples: toy-choice, num_training: 20}]
   report: {kind: report, model: dpo, scores: [scores], title: t, authors: a, licence: Apache-2.0}
 """
 
@@ -77,7 +77,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "library": {"corpora": ["toy"], "embedder": "none", "passage_tokens": 20, "overlap_tokens": 0},
     "scores": {
         "models": ["start", "merged"], "tasks": [{"task": "toy-open", "strategies": ["direct"]}], "tasks.*.task": "toy-open", "tasks.*.n": 5,
-        "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",
+        "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "tasks.*.examples": "starter-learned",
+        "tasks.*.num_training": 12, "tasks.*.num_examples": 2, "retrieval.examples_by": "hashing", "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",
     },
     "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
 }  # fmt: skip

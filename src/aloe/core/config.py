@@ -43,6 +43,15 @@ class Machine(Config):
     """Tokens in one forward pass of scoring."""
     generate_batch: int = Field(default=64, ge=1)
     """Replies decoded side by side."""
+    prefix_tokens: int = Field(default=16384, ge=0)
+    """Tokens of prompts' beginnings whose keys and values are kept for later requests."""
+    remote_concurrency: int = Field(default=8, ge=1)
+    """Requests under way at a server."""
+    remote_timeout_s: float = Field(default=120.0, gt=0)
+    remote_retries: int = Field(default=5, ge=0)
+    """Further tries after a failure that may pass."""
+    send_phi: bool = False
+    """Texts go to servers on other machines as they are; otherwise patterns of personal health information are masked first."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, equal numbers."""
     checkpoint_every_steps: int = Field(default=20, ge=1)

@@ -49,6 +49,14 @@ class Passage(Config):
     metadata: dict[str, str] = {}
 
 
+class Example(Config):
+    """A solved question to show before another one. The letters in `reply` are those of the question's options as they stand."""
+
+    question: Question
+    reply: str
+    """Reasoning and answer; it reached the right option, or a reference."""
+
+
 class Hit(NamedTuple):
     """A passage found, with the index's own score (higher is better)."""
 
@@ -73,7 +81,13 @@ class Answer(Config):
     scores: tuple[float, ...] = ()
     """Log-likelihood of each option, where options were scored."""
     passages: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+    """Ids of the solved questions that were shown before it, the nearest last."""
     citations: tuple[Citation, ...] = ()
+    votes: tuple[float, ...] = ()
+    """What each option was given, where members voted."""
+    notes: tuple[str, ...] = ()
+    """What a rule left out of the prompt, and why."""
     num_tokens: int = 0
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, field_validator
 
-from aloe.ask.strategies import build, names, needs_index
+from aloe.ask.context import Room
+from aloe.ask.registry import fits, needs_index, parse_name, prepare
 from aloe.ask.strategy import Ask, Index, Strategy, recorded, run
 from aloe.core.config import Config, Machine, nearest
 from aloe.core.errors import RecipeError, SourceError
 from aloe.core.log import QUIET, Log
-from aloe.core.qa import Answer, Estimate, Grade, Hit, Question
+from aloe.core.qa import Answer, Estimate, Grade, Hit, Passage, Question
 from aloe.core.rows import write_jsonl
 from aloe.evals.compare import PARSE_RATE, Record, compare
+from aloe.evals.examples import example_files, nearest_by, ready_examples, training_questions
 from aloe.evals.metrics import wilson
 from aloe.evals.task import Task, expected_size, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
@@ -39,6 +42,12 @@ class TaskPlan(Config):
     strategies: tuple[str, ...] = Field(min_length=1)
     max_tokens: int = Field(default=64, ge=1)
     """Of one generated reply."""
+    examples: str | None = None
+    """Where strategies with examples have theirs: medqa-dev, medmcqa-dev, mmlu-medical-dev, a task, questions:PATH, or database:PATH."""
+    num_training: int = Field(default=100, ge=1)
+    """Questions of that source that are solved beforehand; a database is solved already."""
+    num_examples: int = Field(default=5, ge=1)
+    """Of them shown before a question."""
 
     @field_validator("task")
     @classmethod
@@ -54,8 +63,10 @@ class TaskPlan(Config):
     @classmethod
     def _known_strategies(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
         for name in strategies:
-            if name not in names():
-                raise ValueError(f"no strategy is called {name!r}; {nearest(name, names())}")
+            try:
+                parse_name(name)
+            except RecipeError as error:
+                raise ValueError(f"{error.what}; {error.do}") from None
         return strategies
 
 
@@ -66,6 +77,8 @@ class RetrievalOptions(Config):
     """Nearest in meaning, in words, or both; see `retrieve.index`."""
     k: int = Field(default=5, ge=1)
     """Passages put into the prompt."""
+    examples_by: Literal["minilm", "hashing"] = "minilm"
+    """The embedder by which solved examples are near to a question."""
 
 
 class Trial(NamedTuple):
@@ -74,13 +87,14 @@ class Trial(NamedTuple):
     task: Task
     name: str
     """Of the strategy."""
-    strategy: Strategy
+    prepare: Callable[..., Ask[Strategy]]
+    """What makes the strategy with a model (given its `room`): solved examples are its own."""
     questions: list[Question]
 
     @property
     def reads_text(self) -> bool:
         """Whether a written text has to be read, which may fail; what is scored cannot."""
-        return self.name.startswith("direct")
+        return parse_name(self.name).writes
 
 
 class Estimated(NamedTuple):
@@ -152,11 +166,14 @@ def expected_seconds(plans: Sequence[TaskPlan], retrieval: RetrievalOptions, mac
     for plan in plans:
         count, characters = expected_size(plan.task)
         n = min(plan.n or count, count)
-        for strategy in plan.strategies:
-            tokens = characters / 4 + 60 + (retrieval.k * 300 if needs_index(strategy) else 0)
+        for name in plan.strategies:
+            method = parse_name(name)
+            shared = retrieval.k * 300 * method.searches + plan.num_examples * (characters / 4 + plan.max_tokens) * method.remembers
+            # A member's own tokens are the options and the instruction: what stands before them is read once.
+            tokens = shared + (characters / 4 + 60) * (1 + 0.5 * (method.members - 1))
+            calls = n * method.members + plan.num_training * (method.remembers and method.writes)
             seconds += n * tokens / machine.score_tokens_per_s
-            if strategy.startswith("direct"):
-                seconds += n * plan.max_tokens * 0.7 / machine.generate_tokens_per_s
+            seconds += calls * plan.max_tokens * 0.7 * method.writes / machine.generate_tokens_per_s
     return seconds
 
 
@@ -165,10 +182,14 @@ def check_plans(plans: Sequence[TaskPlan], *, has_index: bool) -> None:
     for plan in plans:
         task = open_task(plan.task)
         for name in plan.strategies:
-            if name not in task.strategies:
+            if not fits(name, task.strategies):
                 raise RecipeError(f"the strategy {name!r} does not fit the task", where=task.name, do=nearest(name, task.strategies))
             if needs_index(name) and not has_index:
                 raise RecipeError(f"the strategy {name!r} needs an index", where=task.name, do="name an index stage, or leave out +passages")
+            if parse_name(name).remembers and plan.examples is None:
+                raise RecipeError(f"the strategy {name!r} needs solved examples", where=task.name, do="name their source in `examples`")
+        if plan.examples is not None:
+            example_files(plan.examples)
 
 
 def _trials(plans: Sequence[TaskPlan], index: Index | None, retrieval: RetrievalOptions, seed: int) -> Iterator[Trial]:
@@ -176,8 +197,19 @@ def _trials(plans: Sequence[TaskPlan], index: Index | None, retrieval: Retrieval
         task = open_task(plan.task)
         questions = sample(task.questions(), plan.n, seed, task.name)
         found = _Found(index, questions, retrieval.k) if index and any(map(needs_index, plan.strategies)) else None
+        remembers = plan.examples if any(parse_name(name).remembers for name in plan.strategies) else None
+        sources: dict[str, Any] = {
+            "max_tokens": plan.max_tokens, "index": found, "k": retrieval.k, "num_examples": plan.num_examples, "questions": questions,
+            "ready": ready_examples(remembers) if remembers else (),
+            "training": training_questions(remembers, plan.num_training, seed) if remembers else (),
+            "index_examples": partial(_examples_index, questions, retrieval.examples_by, plan.num_examples),
+        }  # fmt: skip
         for name in plan.strategies:
-            yield Trial(task, name, build(name, max_tokens=plan.max_tokens, index=found, k=retrieval.k), questions)
+            yield Trial(task, name, partial(prepare, name, **sources), questions)
+
+
+def _examples_index(questions: Sequence[Question], embedder: str, k: int, passages: list[Passage]) -> Index:
+    return _Found(nearest_by(embedder)(passages), questions, k + 1)  # one more: a question is not its own example
 
 
 def _measure(
@@ -185,7 +217,8 @@ def _measure(
 ) -> Iterator[dict[str, Any] | Estimated]:
     """The lines of one model in answers.jsonl and, after each trial, its main estimate; adds scores, and values to compare."""
     for trial in trials:
-        graded = run([_graded(trial, question) for question in trial.questions], model)
+        (strategy,) = run([trial.prepare(room=Room(model.window, model.count) if model.window else None)], model)
+        graded = run([_graded(trial.task, strategy, question) for question in trial.questions], model)
         estimates = _estimates(trial, graded)
         place = {"model": name, "task": trial.task.name, "strategy": trial.name}
         scores += [{**place, "metric": metric, **estimate._asdict()} for metric, estimate in estimates.items()]
@@ -196,20 +229,23 @@ def _measure(
 
 
 class _Found:
-    """An index that has been asked all questions in one batch, which is many times faster than one by one."""
+    """An index that has been asked all questions in one batch, which is many times faster than one by one; other queries as they come."""
 
     def __init__(self, index: Index, questions: Sequence[Question], k: int) -> None:
         texts = list(dict.fromkeys(question.text for question in questions))
+        self._index, self._k = index, k
         self._hits = dict(zip(texts, index.search(texts, k), strict=True))
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """What the index found for these questions."""
-        return [self._hits[query] for query in queries]
+        """What the index finds."""
+        if k <= self._k and all(query in self._hits for query in queries):
+            return [self._hits[query][:k] for query in queries]
+        return self._index.search(queries, k)
 
 
-def _graded(trial: Trial, question: Question) -> Ask[Graded]:
-    answer, exchanges = yield from recorded(trial.strategy(question))
-    grade = yield from trial.task.grade(question, answer)
+def _graded(task: Task, strategy: Strategy, question: Question) -> Ask[Graded]:
+    answer, exchanges = yield from recorded(strategy(question))
+    grade = yield from task.grade(question, answer)
     return Graded(answer, grade, exchanges)
 
 
@@ -239,6 +275,9 @@ def _record(graded: Graded) -> dict[str, Any]:
         "parsed": grade.parsed,
         "note": grade.note,
         "num_tokens": answer.num_tokens,
+        "calls": len(graded.exchanges),
+        "prompt_tokens": sum(reply.num_prompt_tokens for _, reply in graded.exchanges),
+        **{name: list(value) for name in ("examples", "votes", "notes") if (value := getattr(answer, name))},
     }
 
 

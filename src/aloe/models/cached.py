@@ -1,17 +1,21 @@
 """A model whose replies are on disk before they count: a killed evaluation goes on where it was.
 
 The journal is one file a model, keyed by weights, tokenizer, template and system prompt (through `key`) and by everything
-in the request, so two models can never share an answer.
+in the request, so two models can never share an answer. Processes that use it at the same time take turns for each line.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
+from aloe.core.rows import Message
 from aloe.models.model import Delta, Generate, Model, Reply, Request, request_key
 
 
@@ -19,13 +23,17 @@ class CachedModel:
     """Replies from the journal where the same request was answered before; everything else is asked and written down."""
 
     def __init__(self, inner: Model, key: str, folder: Path) -> None:
-        self.inner, self.name, self._key = inner, inner.name, key
+        self.inner, self.name, self.window, self._key = inner, inner.name, inner.window, key
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{key[:32]}.jsonl"
         self._known: dict[str, Reply] = {}
         self.num_hits = self.num_misses = 0
         if self.path.exists():
             self._read()
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt."""
+        return self.inner.count(messages)
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Known replies first, then the others as they come."""
@@ -42,8 +50,9 @@ class CachedModel:
         with self.path.open("a") as journal:
             for position, reply in self.inner.reply([requests[i] for i in missing]):
                 index = missing[position]
-                journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")
-                journal.flush()
+                with _alone(journal):
+                    journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")
+                    journal.flush()
                 self._known[keys[index]] = reply
                 self.num_misses += 1
                 yield index, reply
@@ -55,7 +64,7 @@ class CachedModel:
 
     def _read(self) -> None:
         good = 0
-        with self.path.open("rb") as journal:
+        with self.path.open("rb") as journal, _alone(journal):
             for line in journal:
                 if not line.endswith(b"\n"):
                     break  # the line that was being written when the process died
@@ -65,5 +74,15 @@ class CachedModel:
                 except (ValueError, KeyError):
                     break
                 good += len(line)
-        if good < self.path.stat().st_size:
-            os.truncate(self.path, good)
+            if good < self.path.stat().st_size:
+                os.truncate(self.path, good)
+
+
+@contextmanager
+def _alone(file: IO[Any]) -> Iterator[None]:
+    """The file for this process alone: a line that another one is writing must not be taken for a torn one."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from aloe.core.errors import ModelError
+from aloe.core.rows import Message
 from aloe.models.model import Delta, Generate, Reply, Request, Score
 
 
@@ -14,11 +15,15 @@ class FakeModel:
     """`fake:echo` repeats the last user turn, `fake:first` takes the first option, `fake:hash` answers by a hash of the
     request, `fake:refuse` declines. Every request is recorded in `calls`."""
 
-    def __init__(self, rule: str = "echo", text: Callable[[Generate], str] | None = None) -> None:
+    def __init__(self, rule: str = "echo", text: Callable[[Generate], str] | None = None, window: int = 0) -> None:
         if rule not in ("echo", "first", "hash", "refuse"):
             raise ModelError(f"no fake model is called {rule!r}", where=f"fake:{rule}", do="known: echo, first, hash, refuse")
         self.name, self.rule, self.calls = f"fake:{rule}", rule, list[Request]()
-        self._text = text
+        self._text, self.window = text, window
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """A word is a token."""
+        return sum(len(message.content.split()) for message in messages)
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies in the order of the requests."""

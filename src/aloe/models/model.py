@@ -31,6 +31,8 @@ class Generate(Config):
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
+    choices: tuple[str, ...] = ()
+    """The reply is one of these texts, whatever else is likelier; empty = free. For local models."""
 
 
 class Score(Config):
@@ -67,6 +69,12 @@ class Model(Protocol):
 
     name: str
     """Enters cache keys and manifests."""
+    window: int
+    """Tokens that prompt and reply may have together; 0 = not known."""
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt; an upper bound where the tokenizer is not here."""
+        ...
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies with their request's index, in completion order."""
@@ -104,7 +112,21 @@ def open_model(spec: str, machine: Machine) -> Model:
         from aloe.models.hf import HfModel
 
         return HfModel(Path(parsed.rest), machine)
-    raise ModelError(f"models of the kind {parsed.scheme!r} are not served yet", where=spec, do="give a Hugging Face folder (hf:PATH)")
+    if parsed.scheme == "package":
+        from aloe.models.packaged import packaged_model
+
+        return packaged_model(spec, machine)
+    if parsed.scheme in ("http", "https"):
+        from aloe.models.remote import RemoteModel
+
+        return RemoteModel(spec, machine)
+    if parsed.scheme == "vllm":
+        from aloe.models.vllm import VllmModel
+
+        return VllmModel(Path(parsed.rest), machine)
+    raise ModelError(
+        f"models of the kind {parsed.scheme!r} are not served", where=spec, do="give hf:PATH, package:PKG/FILE.gguf or http://HOST/v1#NAME"
+    )
 
 
 def request_key(model_key: str, request: Request) -> str:

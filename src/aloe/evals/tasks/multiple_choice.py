@@ -40,6 +40,7 @@ class MultipleChoice:
     better: ClassVar[str] = "higher"
     strategies: ClassVar[tuple[str, ...]] = (
         "letters", "direct", "letters+passages", "direct+passages", "options", "options+passages", "options-5shot", "options-only",
+        "think", "think+passages", "medprompt", "medprompt+passages",
     )  # fmt: skip
 
     def questions(self, split: str = "test") -> Iterator[Question]:

@@ -31,7 +31,7 @@ class OpenEnded:
 
     metric: ClassVar[str] = "rouge1"
     better: ClassVar[str] = "higher"
-    strategies: ClassVar[tuple[str, ...]] = ("direct", "direct+passages")
+    strategies: ClassVar[tuple[str, ...]] = ("direct", "direct+passages", "think", "think+passages", "refine", "refine+passages")
 
     def questions(self, split: str = "test") -> Iterator[Question]:
         """The questions, in the order of the source."""

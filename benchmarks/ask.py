@@ -1,0 +1,169 @@
+"""Votes on MedQA with SmolLM2-135M: our engine against transformers' own `generate`, equal prompts, equal greedy text.
+
+    python benchmarks/ask.py            # on an idle machine; 50 questions, 5 shots, 5 pairs a case
+    python benchmarks/ask.py --quick    # 2 questions, one pair: a check that it works
+
+votes-5, votes-20: the peer decodes the votes in batches of the size that is fastest for it (swept, the votes of several questions may
+share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. Both sides write whole replies; how
+many calls the adaptive stop then saves, and that it changes no answer, is counted from these replies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import training as t
+
+SHOTS, MAX_TOKENS, THREADS = 5, 48, 2
+BATCHES = (5, 10, 20, 40)
+
+
+def main(num_questions: int, pairs: int) -> None:
+    os.environ.setdefault("ALOE_DATA", str(t.DATA))
+    import torch
+
+    from aloe.core.config import Machine
+    from aloe.models.hf import HfModel
+
+    torch.set_num_threads(THREADS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = t.make_model(Path(folder))
+        model = HfModel(path, Machine())
+        peer = Peer(path, model)
+        requests = {n: make_requests(n, num_questions) for n in (5, 20)}
+        cases = []
+        for n in (5, 20):
+            sample = requests[n][: min(2, num_questions) * n]
+            swept = {size: peer.seconds(sample, size)[0] for size in BATCHES if num_questions > 2 or size == n}
+            best = min(swept, key=swept.__getitem__)
+            cases.append(case(f"votes-{n}", model, peer, requests[n], best, pairs, swept))
+            cases.append(case(f"one-by-one-{n}", model, peer, requests[n], 1, pairs, {}))
+        import transformers
+
+        facts = {**t.facts(THREADS), "peer": "transformers generate", "peer_version": transformers.__version__}
+        t.finish("ask", {"name": "ask", **facts, "questions": num_questions, "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": cases})
+
+
+def make_requests(votes: int, num_questions: int) -> list[Any]:
+    """The members of each question's vote, question by question: rotated options after its five nearest solved questions."""
+    from aloe.ask import prompts
+    from aloe.ask.memory import Memory, passages
+    from aloe.ask.vote import orders
+    from aloe.core.qa import Example
+    from aloe.evals.examples import nearest_by, training_questions
+    from aloe.evals.task import open_task, sample
+    from aloe.models.model import Generate, Sampling
+
+    training = training_questions("medqa-dev", None, 1)
+    examples = [Example(question=q, reply=prompts.choice_answer(q.gold or 0, q.options[q.gold or 0])) for q in training]
+    memory = Memory(examples, nearest_by("hashing")(passages(examples)))
+    requests = []
+    for question in sample(open_task("medqa").questions(), num_questions, 1, "medqa"):
+        shots = memory.nearest(question, SHOTS)
+        for order in orders(len(question.options), votes):
+            turned = question.model_copy(update={"options": tuple(question.options[i] for i in order)})
+            messages = prompts.multiple_choice(turned, (), shots)
+            requests.append(Generate(messages=messages, sampling=Sampling(max_tokens=MAX_TOKENS)))
+    return requests
+
+
+class Peer:
+    """transformers' generate on prompts padded at the left, on the same weights."""
+
+    def __init__(self, path: Path, model: Any) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._model, self._ours = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), model
+
+    def seconds(self, requests: Sequence[Any], batch: int) -> tuple[float, list[str]]:
+        """Wall time of all requests, and their texts."""
+        import torch
+
+        prompts = [self._ours.chat.prompt_ids(request.messages) for request in requests]
+        texts, pad = [], self._ours.stop_ids[0]
+        begin = time.perf_counter()
+        for start in range(0, len(prompts), batch):
+            rows = prompts[start : start + batch]
+            width = max(map(len, rows))
+            ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+            with torch.inference_mode():
+                out = self._model.generate(
+                    ids, attention_mask=mask, do_sample=False, temperature=None, top_p=None, max_new_tokens=MAX_TOKENS,
+                    eos_token_id=self._ours.stop_ids, pad_token_id=pad,
+                )  # fmt: skip
+            texts += [self._ours._text(row[width:].tolist()).strip() for row in out]
+        return time.perf_counter() - begin, texts
+
+
+def ours(model: Any, requests: Sequence[Any]) -> tuple[float, list[str]]:
+    """The same with our engine, which keeps nothing from a run before."""
+    from aloe.models.prefixes import Prefixes
+
+    model.prefixes = Prefixes(model.machine.prefix_tokens)
+    begin = time.perf_counter()
+    found = dict(model.reply(requests))
+    return time.perf_counter() - begin, [found[i].text for i in range(len(requests))]
+
+
+def case(name: str, model: Any, peer: Peer, requests: list[Any], batch: int, pairs: int, swept: dict[int, float]) -> dict[str, Any]:
+    """Alternated pairs; the median of their ratios."""
+    ratios, times = [], {"ours": list[float](), "peer": list[float]()}
+    equal = 0
+    for pair in range(pairs):
+        runs = {"ours": lambda: ours(model, requests), "peer": lambda: peer.seconds(requests, batch)}
+        found = {side: runs[side]() for side in (("ours", "peer") if pair % 2 == 0 else ("peer", "ours"))}
+        for side, (seconds, _) in found.items():
+            times[side].append(seconds)
+        equal = sum(a == b for a, b in zip(found["ours"][1], found["peer"][1], strict=True))
+        ratios.append(found["peer"][0] / found["ours"][0])
+        print(f"{name}: ours {found['ours'][0]:.1f} s, peer {found['peer'][0]:.1f} s, {equal} of {len(requests)} texts equal", flush=True)
+    votes = int(name.rpartition("-")[2])
+    return {
+        "name": name, "equal": equal == len(requests), "num_equal": equal, "num_texts": len(requests), "speed_ratio": statistics.median(ratios),
+        "pairs": pairs, "ratios": ratios, "seconds": times, "peer_batch": batch, "peer_sweep_seconds": swept,
+        "adaptive": adaptive(found["ours"][1], requests, votes),
+    }  # fmt: skip
+
+
+def adaptive(texts: list[str], requests: list[Any], votes: int) -> dict[str, Any]:
+    """Calls that the stop saves on these replies, and whether every winner is the one of the whole vote."""
+    from aloe.ask import parse
+    from aloe.ask.vote import decided, fewest, orders, winner
+
+    calls, same = 0, True
+    for start in range(0, len(texts), votes):
+        options = [line[3:] for line in requests[start].messages[-1].content.splitlines() if line[:1] in "ABCDE" and line[1:3] == ". "]
+        shown = orders(len(options), votes)
+        ballots = []
+        for text, order in zip(texts[start : start + votes], shown, strict=True):
+            choice = parse.choice(text, [options[i] for i in order])
+            ballots.append(None if choice is None else order[choice])
+        asked = 0
+        while asked < votes and not decided(count(ballots[:asked]), votes - asked):
+            asked += fewest(count(ballots[:asked]), votes - asked)
+        calls += asked
+        part, whole = count(ballots[:asked]), count(ballots)
+        same &= (winner(part) if part else None) == (winner(whole) if whole else None)
+    return {"calls_saved": 1 - calls / len(texts), "same_answers": same}
+
+
+def count(ballots: Sequence[int | None]) -> dict[int, float]:
+    votes: dict[int, float] = {}
+    for option in itertools.compress(ballots, [ballot is not None for ballot in ballots]):
+        votes[option] = votes.get(option, 0.0) + 1  # type: ignore[index, arg-type]
+    return votes
+
+
+if __name__ == "__main__":
+    quick = "--quick" in sys.argv
+    main(2 if quick else 50, 1 if quick else 5)
