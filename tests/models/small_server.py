@@ -21,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             number = len(self.server.seen)
-            self.server.seen.append((body, dict(self.headers), time.monotonic()))
+            self.server.seen.append((body, {name.lower(): value for name, value in self.headers.items()}, time.monotonic()))
             self.server.active += 1
             self.server.most = max(self.server.most, self.server.active)
         try:

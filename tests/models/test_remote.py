@@ -48,7 +48,7 @@ def test_a_request_is_sent_whole_and_its_reply_read() -> None:
     assert body == {
         "model": "small", "messages": [{"role": "user", "content": "What is it ?"}], "temperature": 0.0, "top_p": 1.0, "max_tokens": 9, "seed": 4, "stop": ["\n"],
     }  # fmt: skip
-    assert headers["Authorization"] == "Bearer none"
+    assert headers["authorization"] == "Bearer none"
 
 
 def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatc
 
     with serving(refuse) as server, pytest.raises(ModelError) as caught:
         replies(open_model(server.spec, QUICK), [ASK])
-    assert server.seen[0][1]["Authorization"] == "Bearer sk-secret" and len(server.seen) == 1
+    assert server.seen[0][1]["authorization"] == "Bearer sk-secret" and len(server.seen) == 1
     assert "sk-secret" not in str(caught.value) and "OPENAI_API_KEY" in str(caught.value)
 
 

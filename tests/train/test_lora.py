@@ -249,7 +249,7 @@ def test_every_later_stage_reads_adapters(chain: dict[str, Artifact]) -> None:
     assert torch.equal(logits(model), logits(load_model(chain["second"].path, torch.float32)))
     assert AutoTokenizer.from_pretrained(final).chat_template and not (final / "adapter_config.json").exists()
     assert chain["merged"].manifest.metrics["delta_norms"]["first"] > 0
-    assert HfModel(chain["second"].path, Machine()).limit == 512  # `aloe ask` opens models so
+    assert HfModel(chain["second"].path, Machine()).window == 512  # `aloe ask` opens models so
     assert chain["second"].manifest.metrics["curve"][0]["margin"] == pytest.approx(0, abs=1e-6)
 
 

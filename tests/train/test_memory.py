@@ -90,11 +90,11 @@ def parts(options: TrainOptions, on: Machine, tokens: float = 4096) -> Memory:
 )
 def test_states_are_split_over_the_ranks_that_share_them(on: Machine, ranks: int, weights: float, gradients: float) -> None:
     n = LLAMA_8B.parameters / 1e9
-    memory = parts(TrainOptions(lr=1), on)
+    memory = parts(TrainOptions(lr=1), on, tokens=64)  # few, so that the moment with the most states is the largest
     assert memory.weights == pytest.approx(n * weights / ranks)
     assert memory.moments == pytest.approx(n * 8 / ranks)
     assert memory.gradients == pytest.approx(n * gradients / ranks)
-    assert (memory.buffers > 1.0) == (on.engine != "one")
+    assert (memory.buffers > 1.5) == (on.engine != "one")  # the process itself takes 1
 
 
 def test_adapters_alone_have_gradients_and_moments() -> None:
