@@ -13,6 +13,7 @@ from aloe.core.errors import RecipeError
 from aloe.interop.export import export
 from aloe.interop.files import import_file
 from aloe.recipe import Recipe, load_machine, load_recipe
+from aloe.stages import Merge
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PUBLISHED = ("aloe-8b", "aloe-70b", "qwen-7b", "qwen-72b", "lora-1b", "lora-3b")
@@ -70,6 +71,32 @@ def test_a_merge_stage_goes_to_mergekit_and_back_unchanged(tmp_path: Path, name:
     }
     for name in ("start", "instruct"):
         assert imported.stages[name]["model"] == stage(made, name)["model"]
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("linear", {"models": {"sft": {"weight": 0.7}, "start": {"weight": 0.3}}, "normalise": False}),
+        ("task_arithmetic", {"models": {"sft": {"weight": 0.7}}, "scale": 0.5}),
+        ("ties", {"models": {"sft": {"weight": 0.7}}, "density": 0.3}),
+        ("dare_linear", {"models": {"sft": {"weight": 0.7}}, "density": 0.3, "rescale": "l1"}),
+        ("breadcrumbs", {"models": {"sft": {"weight": 0.7}}, "density": 0.9, "gamma": 0.05}),
+        ("model_stock", {"models": {"sft": {}, "instruct": {}}}),
+        ("slerp", {"models": {"sft": {}}, "t": 0.2}),
+    ],
+)
+def test_every_method_goes_to_mergekit_and_back(tmp_path: Path, method: str, fields: dict[str, Any]) -> None:
+    made = recipe("lora-1b")
+    before = Merge(kind="merge", base="start", method=method, **fields)
+    made = made.model_copy(update={"stages": {**made.stages, "merged": before}})
+    (tmp_path / "merge.yaml").write_text(export(made, "merged", "mergekit", Machine()))
+    again = import_file(tmp_path / "merge.yaml").stages["merged"]
+    names = {"instruct": next(n for n in again["models"] if n not in ("sft", "start"))} if "instruct" in fields["models"] else {}
+    found, wanted = Merge(**again).model_dump(), before.model_dump()
+    models, given = found.pop("models"), wanted.pop("models")
+    assert found == wanted and models.keys() == {names.get(n, n) for n in given}
+    for name, one in given.items():
+        assert models[names.get(name, name)]["weight"] == one["weight"]
 
 
 def test_what_mergekit_cannot_say_is_refused() -> None:

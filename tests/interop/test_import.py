@@ -64,6 +64,13 @@ MERGES: dict[str, dict[str, Any]] = {
     "negative": {"models": {"wanted": (1.0, 0.8), "unwanted": (-0.5, 0.8)}},
     "three": {"models": {"a": (0.3, 0.5), "b": (0.3, 0.6), "c": (0.4, 0.7)}, "normalise": False},
     "one": {"models": {"a": (1.0, 0.1)}},
+    "ties": {"method": "ties", "models": {"a": (0.5, 0.2), "b": (0.5, 0.3)}, "normalise": True, "scale": 1.0},
+    "breadcrumbs": {"method": "breadcrumbs", "models": {"a": (0.5, 0.9), "b": (0.5, 0.9)}, "gamma": 0.02, "normalise": False},
+    "dare-linear": {"method": "dare_linear", "models": {"a": (0.5, 0.4), "b": (0.5, 0.4)}, "rescale": "l1"},
+    "linear": {"method": "linear", "base": "a", "models": {"a": (0.7, None), "b": (0.3, None)}, "normalise": True},
+    "task-arithmetic": {"method": "task_arithmetic", "models": {"a": (0.7, None), "b": (-0.3, None)}, "scale": 0.8},
+    "model-stock": {"method": "model_stock", "models": {"a": (None, None), "b": (None, None)}},
+    "slerp": {"method": "slerp", "models": {"a": (None, None)}, "t": 0.3},
     "names-with-dots": {"models": {"instruct": (0.5, 0.5), "qwen2-5-medical": (0.5, 0.5)}},
 }
 
@@ -85,7 +92,7 @@ def trained(imported: Imported) -> dict[str, Any]:
 
 def test_there_are_as_many_files_as_were_promised() -> None:
     counts = {folder.name: len(list(folder.iterdir())) for folder in FILES.iterdir()}
-    assert counts == {"axolotl": 10, "mergekit": 10, "openrlhf": 5, "trl": 2}
+    assert counts == {"axolotl": 10, "mergekit": 17, "openrlhf": 5, "trl": 2}
     assert {str(p.relative_to(FILES)) for p in FILES.rglob("*.*")} == set(SFT) | {f"mergekit/{name}.yaml" for name in MERGES}
 
 
@@ -103,7 +110,7 @@ def test_a_training_file_becomes_a_stage_and_every_key_is_listed(name: str) -> N
 def test_a_merge_file_becomes_a_stage_and_every_key_is_listed(name: str) -> None:
     imported = import_file(FILES / f"mergekit/{name}.yaml")
     stage = dict(imported.stages["merged"])
-    found = {of: (m["weight"], m.get("density")) for of, m in stage["models"].items()}
+    found = {of: (m.get("weight"), m.get("density")) for of, m in stage["models"].items()}
     expected = MERGES[name]
     assert found == expected["models"]
     assert {key: stage[key] for key in expected if key != "models"} == {key: value for key, value in expected.items() if key != "models"}
@@ -177,6 +184,9 @@ REFUSED = [
     ("axolotl/full-8b.yaml", "warmup_steps: 100\n", "", "warmup_steps and warmup_ratio are missing"),
     ("axolotl/lora-1b.yaml", "lora_r: 16\n", "", "adapter: lora without lora_r"),
     ("mergekit/aloe.yaml", "dare_ties", "dare_tie", "did you mean 'dare_ties'?"),
+    ("mergekit/task-arithmetic.yaml", "weight: 0.7", "weight: 0.7, density: 0.5", "./a: density is no parameter of task_arithmetic"),
+    ("mergekit/slerp.yaml", "t: 0.3", "int8_mask: true", "slerp needs parameters.t"),
+    ("mergekit/breadcrumbs.yaml", "gamma: 0.02", "t: 0.02", "t is no parameter of breadcrumbs"),
     ("mergekit/aloe.yaml", "weight: 0.6", "weight: [0.1, 0.6]", "a gradient over layers"),
     ("mergekit/aloe.yaml", "normalize: true", "rescale: false", "DARE always rescales here"),
     ("openrlhf/aloe-chunk.sh", "--bf16", "--bf16 --ipo", "ipo: True: the loss is the sigmoid one"),

@@ -14,7 +14,9 @@ from ruamel.yaml import YAML
 
 from aloe.core.config import Config, Machine, nearest
 from aloe.core.errors import RecipeError
+from aloe.interop.mergekit import METHODS
 from aloe.interop.models import ROWS_FILE
+from aloe.merge.options import MergeInput
 from aloe.recipe import Recipe
 from aloe.stages import Base, Dpo, Merge, Sft
 from aloe.train.options import TrainOptions
@@ -25,7 +27,7 @@ AXOLOTL_FIELDS = frozenset({
     "epochs", "lr", "global_batch", "max_length", "over_length", "packing", "schedule", "warmup_steps", "min_lr_ratio",
     "weight_decay", "beta1", "beta2", "eps", "clip_norm", "dtype", "lora",
 })  # fmt: skip
-MERGEKIT_FIELDS = frozenset({"kind", "base", "models", "density", "rescale", "normalise", "scale"})
+MERGEKIT_FIELDS = frozenset({"kind", "base", "models", "method", "density", "rescale", "normalise", "scale", "gamma", "t"})
 
 
 def export(recipe: Recipe, name: str, target: str, machine: Machine) -> str:
@@ -115,7 +117,8 @@ def _sharding(machine: Machine) -> dict[str, Any]:
 
 def _mergekit(recipe: Recipe, stage: Merge, name: str) -> dict[str, Any]:
     _check_fields(stage, MERGEKIT_FIELDS, "mergekit", name)
-    if stage.rescale != "l1":
+    method = METHODS[stage.method]
+    if "rescale" in method.whole and stage.rescale != "l1":
         do = "set rescale: l1, or merge with aloe (mergekit before February 2025 divided by the density too)"
         raise RecipeError(f"rescale: {stage.rescale} cannot be said in mergekit, which keeps the sum of magnitudes", where=name, do=do)
 
@@ -123,14 +126,16 @@ def _mergekit(recipe: Recipe, stage: Merge, name: str) -> dict[str, Any]:
         model, revision = _model(recipe, of)
         return f"{model}@{revision}" if revision else model
 
-    models = [
-        {"model": reference(of), "parameters": {"weight": m.weight, "density": m.density if m.density is not None else stage.density}}
-        for of, m in stage.models.items()
-    ]
-    parameters = {"density": stage.density, "normalize": stage.normalise, "rescale": True, "lambda": stage.scale}
+    def settings(of: MergeInput) -> dict[str, float | None]:
+        found = {"weight": of.weight, "density": of.density if of.density is not None else stage.density}
+        return {key: value for key, value in found.items() if key in method.of_a_model}
+
+    models = [{"model": reference(of), "parameters": settings(given)} for of, given in stage.models.items()]
+    whole = {"density": stage.density, "normalize": stage.normalise, "rescale": True, "lambda": stage.scale, "gamma": stage.gamma, "t": stage.t}
+    base = {"base_model": reference(stage.base), "tokenizer_source": "base"} if stage.method != "linear" or stage.base in stage.models else {}
     return {
-        "merge_method": "dare_ties", "base_model": reference(stage.base), "models": models, "parameters": parameters, "dtype": "float32",
-        "tokenizer_source": "base",
+        "merge_method": stage.method, **base, "models": models, "dtype": "float32",
+        "parameters": {key: value for key, value in whole.items() if key in {*method.of_a_model, *method.whole} and value is not None},
     }  # fmt: skip
 
 

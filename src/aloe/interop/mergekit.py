@@ -13,16 +13,23 @@ TOOL = "mergekit"
 
 
 class Method(NamedTuple):
-    """A merge_method: the parameters it reads, and the fields of the merge stage that choose it."""
+    """A merge_method: the parameters that a model has, and those of the whole merge with mergekit's default (None: it has none)."""
 
-    parameters: frozenset[str]
-    fields: dict[str, Any] = {}
+    of_a_model: frozenset[str]
+    whole: dict[str, Any]
 
 
+_TASK = {"normalize": False, "lambda": 1.0}
 METHODS: dict[str, Method] = {
-    "dare_ties": Method(frozenset({"weight", "density", "normalize", "rescale", "lambda", "int8_mask"})),
+    "linear": Method(frozenset({"weight"}), {"normalize": True}),
+    "task_arithmetic": Method(frozenset({"weight"}), _TASK),
+    "ties": Method(frozenset({"weight", "density"}), {**_TASK, "normalize": True}),
+    "dare_linear": Method(frozenset({"weight", "density"}), {**_TASK, "rescale": True}),
+    "dare_ties": Method(frozenset({"weight", "density"}), {**_TASK, "rescale": True}),
+    "breadcrumbs": Method(frozenset({"weight", "density"}), {**_TASK, "gamma": 0.01}),
+    "model_stock": Method(frozenset(), {}),
+    "slerp": Method(frozenset(), {"t": None}),
 }
-DEFAULTS = {"normalize": False, "rescale": True, "lambda": 1.0}
 PARAMETERS: dict[str, Rule] = {
     "weight": to("(weight)", lambda value: _scalar(value)),
     "density": to("density", lambda value: _scalar(value)),
@@ -30,6 +37,8 @@ PARAMETERS: dict[str, Rule] = {
     # Since February 2025 mergekit keeps the sum of magnitudes; before it divided by the density.
     "rescale": to("rescale", one_of({True: "l1", False: None}, "a delta is rescaled or not")),
     "lambda": to("scale", lambda value: _scalar(value)),
+    "gamma": to("gamma", lambda value: _scalar(value)),
+    "t": to("t", lambda value: _scalar(value)),
     "int8_mask": KERNEL,
 }
 
@@ -43,7 +52,7 @@ def _scalar(value: Any) -> float:
 def _method(value: Any, reading: Reading) -> str:
     if value not in METHODS:
         raise Unsupported(f"the merge stage has {', '.join(METHODS)}; {nearest(str(value), list(METHODS))}")
-    reading.fields["(method)"] = value
+    reading.fields |= {"(method)": value, "method": value}
     return f"a merge stage ({value})"
 
 
@@ -105,30 +114,38 @@ def _together(reading: Reading) -> None:
     fields = reading.fields
     method, base, models = (fields.pop(f"({name})", None) for name in ("method", "base_model", "models"))
     weight = fields.pop("(weight)", None)
+    if method == "linear" and models and not base:
+        base = models[0][0]  # of which it takes no more than the tokenizer, as mergekit does
     for name, value in {"merge_method": method, "base_model": base, "models": models}.items():
         if not value:
             raise Unsupported(f"{name} is missing")
-    fields |= METHODS[method].fields
-    for key in fields.pop("(parameters)", []):
-        if key not in METHODS[method].parameters:
-            raise Unsupported(f"{key} is no parameter of {method}; {nearest(key, list(METHODS[method].parameters))}")
-    for key, value in DEFAULTS.items():
-        if key in METHODS[method].parameters and {"normalize": "normalise", "lambda": "scale"}.get(key, key) not in fields:
-            reading.lines.append(f"parameters.{key}: {value} (mergekit's default) -> {PARAMETERS[key](value, reading)}")
+    kind, given = METHODS[method], fields.pop("(parameters)", [])
+    for key in given:
+        if key not in {*kind.of_a_model, *kind.whole, "int8_mask"}:
+            raise Unsupported(f"{key} is no parameter of {method}; {nearest(key, [*kind.of_a_model, *kind.whole])}")
+    for key, value in kind.whole.items():
+        if key in given:
+            continue
+        if value is None:
+            raise Unsupported(f"{method} needs parameters.{key}")
+        reading.lines.append(f"parameters.{key}: {value} (mergekit's default) -> {PARAMETERS[key](value, reading)}")
     if fields.get("rescale", "") is None:
         raise Unsupported("rescale: False: DARE always rescales here")
     names: dict[str, dict[str, Any]] = {}
-    for model, parameters in models:
-        if model == base:
-            continue  # mergekit's examples list the base among the models, where it adds nothing
-        name = _stage(model, "", reading, names)
-        chosen = parameters.get("weight", weight)
-        if chosen is None:
-            raise Unsupported(f"models: {model} has no weight")
-        names[name] = {"weight": chosen} | ({"density": parameters["density"]} if "density" in parameters else {})
     fields["base"] = _stage(base, "start", reading, names)
+    for model, parameters in models:
+        if model == base and method != "linear":
+            continue  # mergekit's examples list the base among the models, where it adds nothing
+        name = fields["base"] if model == base else _stage(model, "", reading, names)
+        chosen = parameters.get("weight", weight)
+        if chosen is None and "weight" in kind.of_a_model:
+            raise Unsupported(f"models: {model} has no weight")
+        for key in parameters.keys() - kind.of_a_model:
+            raise Unsupported(f"models: {model}: {key} is no parameter of {method}")
+        names[name] = {"weight": chosen} if "weight" in kind.of_a_model else {}
+        names[name] |= {"density": parameters["density"]} if "density" in parameters else {}
     fields["models"] = names
-    if "density" not in fields:
+    if "density" in kind.of_a_model and "density" not in fields:
         fields["density"] = 1.0
         reading.lines.append("parameters.density: 1.0 (mergekit's default) -> density: 1.0")
 
