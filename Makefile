@@ -21,8 +21,9 @@ lint: .venv/ready
 	.venv/bin/lint-imports
 
 # One claim (make bench BENCH=merge) or all of them; each peer has a venv of its own.
-BENCH ?= sft dpo tokenise merge
+BENCH ?= sft dpo tokenise merge retrieve ask
 PEER_merge := mergekit
+PEER_retrieve := chroma
 bench: .venv/ready $(foreach name,$(BENCH),.bench/$(or $(PEER_$(name)),trl)/ready)
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
