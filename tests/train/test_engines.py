@@ -18,6 +18,9 @@ from toys import edited
 from training_jobs import OPTIONS, dpo, furthest, machine, other_rows, other_weights, sft, weight_distance
 
 TWENTY_STEPS = OPTIONS.model_copy(update={"epochs": 4})
+# Every chunk of DPO starts Adam anew, and its first step is lr * g / (|g| + eps): where a gradient is almost 0, with the usual eps of 1e-8
+# its rounding alone decides the sign. Which weights those are differs between processors (one 1e-6 apart in 6 steps, another 5e-3).
+PREFERENCE = OPTIONS.model_copy(update={"eps": 1e-6})
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def one(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     out = tmp_path_factory.mktemp("one")
     return {
         "sft": sft(toy_folder, out / "sft", machine(), TWENTY_STEPS)["curve"],
-        "dpo": dpo(toy_folder, out / "dpo", machine())["curve"],
+        "dpo": dpo(toy_folder, out / "dpo", machine(), PREFERENCE)["curve"],
         "out": out,
     }
 
@@ -41,14 +44,13 @@ def test_twenty_steps_on_two_ranks_are_those_of_one_process(one: dict[str, Any],
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_dpo_on_two_ranks_is_that_of_one_process_with_its_reference_pass(one: dict[str, Any], toy_folder: Path, tmp_path: Path, engine: str) -> None:
-    first, second = on_ranks(2, dpo, toy_folder, tmp_path / "dpo", machine(engine))
+    first, second = on_ranks(2, dpo, toy_folder, tmp_path / "dpo", machine(engine), PREFERENCE)
     assert first["curve"] == second["curve"]
-    ours, theirs = ([{key: point[key] for key in ("loss", "dpo", "accuracy")} for point in curve] for curve in (first["curve"], one["dpo"]))
-    assert furthest(ours, theirs) < 1e-5
-    # Margins are small differences of sums of about 50 nats.
-    assert max(abs(a["margin"] - b["margin"]) for a, b in zip(first["curve"], one["dpo"], strict=True)) < 1e-5
-    # Every chunk starts Adam anew: where a gradient is almost 0, rounding decides the sign of its first step.
-    assert weight_distance(tmp_path / "dpo", one["out"] / "dpo") < OPTIONS.lr
+    small = ("margin", "reward_chosen", "reward_rejected")  # differences of sums of about 50 nats
+    large = [[{key: value for key, value in point.items() if key not in small} for point in curve] for curve in (first["curve"], one["dpo"])]
+    assert furthest(*large) < 1e-5
+    assert max(abs(a[key] - b[key]) for a, b in zip(first["curve"], one["dpo"], strict=True) for key in small) < 1e-5
+    assert weight_distance(tmp_path / "dpo", one["out"] / "dpo") < 1e-5
     assert (tmp_path / "dpo/reference.jsonl").read_text().count("\n") == 30
 
 
