@@ -112,7 +112,7 @@ def ours(job: Job) -> Job:
     dpo = job["kind"] == "dpo"
     model, chat = open_for_training(Path(job["model"]))
     machine = Machine(threads=job["threads"], checkpoint_every_steps=10**6, **job["machine"])
-    options = TrainOptions(lr=LR, schedule="constant", clip_norm=CLIP, dtype="fp32", max_length=MAX_LENGTH)
+    options = TrainOptions(lr=LR, schedule="constant", clip_norm=CLIP, dtype=job["dtype"], max_length=MAX_LENGTH)
     engine = open_engine(model, options, machine)
     loop.plan_steps = reference.plan_steps = lambda *_: job["steps"]  # the peer's order
     clock: list[float] = []

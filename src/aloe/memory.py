@@ -7,13 +7,19 @@ Where there is no such file nothing is reported: a peak that may be an earlier s
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from pathlib import Path
 
+_GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> bool:
     """Begin to count the peak anew; False where this system cannot."""
+    if _GLIBC:
+        _GLIBC.malloc_trim(0)
     try:
         _CLEAR.write_text("5")
     except OSError:
@@ -29,6 +35,17 @@ def resident_gb() -> float | None:
 def peak_gb() -> float | None:
     """The largest resident memory since `reset_peak`, in 1e9 bytes; None where the system does not say."""
     return _field("VmHWM")
+
+
+def keep_freed_pages() -> None:
+    """Let glibc keep what this process frees, rather than give it back to the kernel and have the same pages zeroed anew.
+
+    A training step frees and takes gigabytes, always in the same sizes: 12 % of a bf16 step of SmolLM2 went into a million page faults.
+    The peak stays as it is; `reset_peak` gives back what a stage left. Elsewhere than under glibc nothing happens.
+    """
+    if _GLIBC:
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+            _GLIBC.mallopt(parameter, value)
 
 
 def _field(name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,12 @@ def test_every_stage_records_its_own_peak(tmp_path: Path, monkeypatch: pytest.Mo
     nodes = runner.run(load_recipe(recipe), Machine(), tmp_path / "runs", log=QUIET)
     large, small = (read_manifest(node.path).metrics["peak_memory_gb"] for node in nodes)
     assert large - small > 0.08
+
+
+@linux
+def test_pages_kept_by_one_stage_are_given_back_before_the_next() -> None:
+    script = (
+        "import numpy as np; from aloe import memory; memory.keep_freed_pages(); a = [np.ones(60_000, np.uint8) for _ in range(5000)]; del a;"
+        "kept = memory.resident_gb(); memory.reset_peak(); print(kept - memory.peak_gb() > 0.2)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "True"

@@ -15,6 +15,7 @@ import torch
 
 from aloe.core.config import Machine
 from aloe.core.errors import ModelError
+from aloe.memory import keep_freed_pages
 from aloe.models.load import cast
 from aloe.train import ranks
 from aloe.train.options import TrainOptions, check_engine
@@ -120,6 +121,7 @@ def moments(optimizer: torch.optim.AdamW, parameter: torch.Tensor) -> dict[str, 
 def prepare(model: Any, machine: Machine) -> Any:
     """What all engines set on a model."""
     torch.set_num_threads(machine.threads or THREADS)
+    keep_freed_pages()
     if machine.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train()
