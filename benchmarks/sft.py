@@ -1,9 +1,9 @@
 """SFT of SmolLM2-135M: tokens a second and memory against TRL's packing and TRL's padding, on equal rows, with equal losses.
 
-    python benchmarks/sft.py            # about 15 minutes on 2 idle cores
+    python benchmarks/sft.py            # about 25 minutes on 2 idle cores
     python benchmarks/sft.py --quick    # one pair a case: a check that it works
 
-TRL is swept over batch 1 and 4, gradient checkpointing on and off; its loss always runs through its chunked head. The fastest setting of
+Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing on and off; its loss always runs through its chunked head. The fastest setting of
 each case is the peer in speed; memory is compared with the leanest setting as well.
 """
 
@@ -50,13 +50,14 @@ def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int
     tokens = [float(sum(len(rows[i]["ids"]) for i in step)) for step in steps]
     amount = PACKS if packing else ROWS
     settings = [{"batch": b, "accumulation": amount // b, "checkpointing": c} for b in ((1, 2) if packing else (1, 4)) for c in (False, True)]
+    trl["dtype"] = t.faster_dtype({**trl, **settings[0]}, tokens, work, lambda text: say(name, text))
     swept = []
     for setting in settings:
         answer = t.run("trl", {**trl, **setting}, work)
         swept.append({**setting, "tokens_per_second": t.rate(answer, tokens), "VmHWM": answer["VmHWM"], "RssAnon": answer["RssAnon"]})
         say(name, f"TRL {setting}: {swept[-1]['tokens_per_second']:.1f} tokens/s, VmHWM {answer['VmHWM'] / 1e9:.2f} GB")
     best = max(swept, key=lambda s: s["tokens_per_second"])
-    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
+    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS, "dtype": trl["dtype"]}
     chosen = {key: best[key] for key in ("batch", "accumulation", "checkpointing")}
     found = t.compare(ours_job, {**trl, **chosen}, tokens, pairs, work, lambda text: say(name, text))
     return {
