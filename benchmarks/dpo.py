@@ -3,7 +3,8 @@
     python benchmarks/dpo.py            # about 15 minutes on 2 idle cores
     python benchmarks/dpo.py --quick    # one pair of runs
 
-Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing, references precomputed or computed at every step.
+Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing, references precomputed
+or computed at every step.
 """
 
 from __future__ import annotations

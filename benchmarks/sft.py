@@ -3,8 +3,8 @@
     python benchmarks/sft.py            # about 25 minutes on 2 idle cores
     python benchmarks/sft.py --quick    # one pair a case: a check that it works
 
-Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing on and off; its loss always runs through its chunked head. The fastest setting of
-each case is the peer in speed; memory is compared with the leanest setting as well.
+Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing on and off; its loss
+always runs through its chunked head. The fastest setting of each case is the peer in speed; memory is compared with the leanest setting as well.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def main(pairs: int) -> None:
         mixed = itertools.chain.from_iterable(zip(t.medqa(pairs=False), t.mts_dialog(), strict=False))
         kept, examples = t.fitting(list(itertools.islice(mixed, 60)), model)
         (work / "ours.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in kept))
-        cases = [case(name, examples, model, work, pairs) for name in ("packed", "padded")]
-    t.finish("sft", {"name": "sft", **t.facts(THREADS), "cases": cases})
+        cases: list[t.Job] = []
+        for name in ("packed", "padded"):
+            cases.append(case(name, examples, model, work, pairs))
+            t.finish("sft", {"name": "sft", **t.facts(THREADS), "cases": cases})  # what is measured is kept if the next case is interrupted
 
 
 def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int) -> t.Job:
@@ -57,7 +59,8 @@ def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int
         swept.append({**setting, "tokens_per_second": t.rate(answer, tokens), "VmHWM": answer["VmHWM"], "RssAnon": answer["RssAnon"]})
         say(name, f"TRL {setting}: {swept[-1]['tokens_per_second']:.1f} tokens/s, VmHWM {answer['VmHWM'] / 1e9:.2f} GB")
     best = max(swept, key=lambda s: s["tokens_per_second"])
-    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS, "dtype": trl["dtype"]}
+    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
+    ours_job["dtype"] = trl["dtype"]
     chosen = {key: best[key] for key in ("batch", "accumulation", "checkpointing")}
     found = t.compare(ours_job, {**trl, **chosen}, tokens, pairs, work, lambda text: say(name, text))
     return {

@@ -52,7 +52,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     rows = [json.loads(line) for line in Path(job["rows"]).read_text().splitlines()]
     common = {
-        "output_dir": job["work"], "report_to": [], "use_cpu": True, "bf16": job.get("dtype") == "bf16", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1,
+        "output_dir": job["work"], "report_to": [], "use_cpu": True,
+        "bf16": job.get("dtype") == "bf16", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1,
         "per_device_train_batch_size": job["batch"], "gradient_accumulation_steps": job["accumulation"], "max_steps": job["steps"],
         "gradient_checkpointing": job["checkpointing"], "learning_rate": job["lr"], "lr_scheduler_type": "constant", "weight_decay": 0.0,
         "max_grad_norm": job["clip_norm"], "train_sampling_strategy": "sequential", "max_length": job["max_length"],
