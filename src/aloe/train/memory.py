@@ -65,13 +65,13 @@ def training_memory(shape: Architecture, options: TrainOptions, machine: Machine
     ends = 2 * shape.hidden * width  # what the last norm reads and makes
     kept = tokens * shape.layers * (shape.hidden * width if machine.gradient_checkpointing else layer)
     again = tokens * layer if machine.gradient_checkpointing else 0.0
-    inside = tokens * width * (3 * shape.intermediate + shape.hidden)  # gradients inside an MLP on the way back: the widest place of a layer
+    inside = tokens * _inside(shape, width, machine)
     earlier = gradients if accumulates else 0.0
     head = shape.embedding * width if not options.lora and (width == 2 or not accumulates) else 0.0
     buffers = 1e9 * RUNTIME_GB["cpu" if machine.device == "cpu" else "gpu"] + _gathered(shape, machine, width)
     buffers += 2 * shape.head_size * width * tokens  # the angles of every position
     if machine.device == "cpu":
-        buffers += ATTENTION_TILE * min(tokens, options.max_length) * width  # one mask
+        buffers += ATTENTION_TILE * min(tokens, options.max_length) * 4  # one mask
     found = (
         (weights, earlier, moments, kept + tokens * ends, _logits(shape, options, min(supervised, LOGITS_CHUNK), width), buffers),
         (weights, earlier + head, moments, kept + again + inside, 0.0, buffers),
@@ -93,6 +93,16 @@ def layer_bytes(shape: Architecture, width: int, lora: LoraOptions | None = None
         # An adapter keeps its narrow product; on down_proj also its input, and the steps to it, which lean.py would compute again.
         numbers += lora.rank * len(targets) + 2 * i * ("down_proj" in targets)
     return numbers * width + 4 * (shape.heads + 2)  # in fp32: what softmax and norms divide by
+
+
+def _inside(shape: Architecture, width: int, machine: Machine) -> float:
+    """Bytes a token of what lives only while the backward pass is at the widest place of a layer."""
+    mlp = width * (3 * shape.intermediate + shape.hidden)
+    if machine.device != "cpu" or width == 4:
+        return mlp
+    # bf16 attention is computed in fp32 on a CPU: query, output and their gradients, key, value and theirs; gate and up are freed by then.
+    attention = 16 * (shape.query_size + shape.kv_size) - width * 2 * shape.intermediate
+    return max(mlp, attention)
 
 
 def shards(machine: Machine) -> int:
