@@ -1,6 +1,6 @@
 """DPO of SmolLM2-135M on MedQA pairs (the right option against a wrong one): pairs a second and memory against TRL, reference passes counted.
 
-    python benchmarks/dpo.py            # about 15 minutes on 2 idle cores
+    python benchmarks/dpo.py            # about 30 minutes on 2 idle cores
     python benchmarks/dpo.py --quick    # one pair of runs
 
 Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing, references precomputed
