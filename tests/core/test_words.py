@@ -89,7 +89,7 @@ def test_memory_for_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(50):
         text = " ".join(str(n * 1000 + m) for m in range(100))
         assert ids(encoder([text])[0]) == whole(tokenizer, text)
-        assert sum(map(len, (encoder._first, encoder._later, encoder._other))) <= 1000
+        assert sum(map(len, (encoder._pieces,))) <= 1000
 
 
 def test_several_threads_may_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

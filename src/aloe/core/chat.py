@@ -30,7 +30,7 @@ from pydantic import Field
 
 from aloe.core.config import Config
 from aloe.core.errors import ModelError
-from aloe.core.frames import Frame, Run, build_frame
+from aloe.core.frames import Frame, Pattern, Rendered, Run, build_frame
 from aloe.core.rows import Message, ToolSchema
 from aloe.core.template import MARKS, PINNED_DAY, Template, marked_template, pinned, unmarked_template
 from aloe.core.turns import after_thought, runs_by_marks, runs_by_sentinels, sentinel, thought_of, with_marks, without_marks, without_reasoning
@@ -65,21 +65,16 @@ class Conversation(NamedTuple):
     row: str = ""
 
 
-class Rendered(NamedTuple):
-    """A rendered row in its most compact form: uint32 ids in native order, and a byte a token that is 1 where it is learnt."""
-
-    ids: bytes
-    weights: bytes
-    answer_start: int
-    """Index of the first token of the last answer."""
-
-
 class Tokens(NamedTuple):
     """A rendered row: `weights[i]` is the loss weight of predicting `ids[i]`; the last answer starts at `answer_start`."""
 
     ids: list[int]
     weights: list[float]
     answer_start: int
+
+
+_Parts = tuple[Pattern, list[str]]
+"""How a row is put together, and the texts to be tokenised for it."""
 
 
 class Chat:
@@ -126,7 +121,7 @@ class Chat:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """Token ids to generate from."""
-        (rendered,) = self._join([self._runs(Conversation(messages, tools), "train", prompt=True)], "all", "train")
+        (rendered,) = self._join([self._parts(Conversation(messages, tools), "all", "train", prompt=True)])
         return array("I", rendered.ids).tolist()
 
     def render(
@@ -143,7 +138,7 @@ class Chat:
         `supervise`: learn every assistant turn or the last alone. `reasoning`: learn what the assistant thinks before it
         answers, render it without learning it (its tags stay learnt where the template marks them), or leave it out.
         """
-        return self._join([self._runs(c, reasoning, prompt=False) for c in conversations], supervise, reasoning)
+        return self._join([self._parts(c, supervise, reasoning, prompt=False) for c in conversations])
 
     def stop_ids(self) -> list[int]:
         """Where generation ends: the tokenizer's EOS and the template's end of turn."""
@@ -153,47 +148,54 @@ class Chat:
             raise ModelError("the tokenizer has no end-of-sequence token", where=self.name, do="use an instruct model's tokenizer")
         return sorted({int(self.tokenizer.eos_token_id), tokens.ids[last]})
 
-    def _join(self, rows: Sequence[Sequence[Run]], supervise: Supervise, reasoning: Reasoning) -> list[Rendered]:
-        """Tokenise all runs at once and put each row together."""
-        texts = self._encode([run.text for runs in rows for run in runs if run.ids is None])
-        new, out = iter(texts), []
-        for runs in rows:
-            last = next((run.turn for run in reversed(runs) if run.turn >= 0), -1)
-            ids, weights, length, start = [], [], 0, -1
-            for run in runs:
-                found = next(new) if run.ids is None else run.ids
-                learnt = run.turn >= 0 and (run.turn == last or supervise == "all") and not (run.thought and reasoning == "mask")
-                if run.turn == last and start < 0:
-                    start = length
-                ids.append(found)
-                count = len(found) // 4
-                weights.append((b"\1" if learnt else b"\0") * count)
-                length += count
-            out.append(Rendered(b"".join(ids), b"".join(weights), max(start, 0)))
-        return out
+    def _join(self, rows: Sequence[_Parts]) -> list[Rendered]:
+        """Tokenise the texts of all rows at once and put each row together."""
+        found = iter(self._encode([text for _, texts in rows for text in texts]))
+        return [pattern.fill(found) for pattern, _ in rows]
 
-    def _runs(self, conversation: Conversation, reasoning: Reasoning, *, prompt: bool) -> list[Run]:
-        """The text in runs of one kind: from the frame of these roles where that is sure, otherwise rendered and checked for itself."""
+    def _parts(self, conversation: Conversation, supervise: Supervise, reasoning: Reasoning, *, prompt: bool) -> _Parts:
+        """The row in parts: from the frame of these roles where that is sure, otherwise rendered and checked for itself."""
         messages = conversation.messages
         if not prompt:
             assert messages and messages[-1].role == "assistant", "a row ends with the assistant's answer"
         if reasoning == "drop":
             conversation = conversation._replace(messages=[without_reasoning(m) for m in messages])
+        how = {"last_only": supervise == "last", "thoughts": reasoning != "mask"}
+
+        def checked() -> _Parts:
+            runs = self._checked_runs(conversation, reasoning, prompt)
+            return Pattern(runs, **how), [run.text for run in runs if run.ids is None]
+
         template = self._marked or self._template
-        sure = template.prints_only and self._encode.by_words and not conversation.tools and all(map(_is_plain, conversation.messages))
-        if not sure:
-            return self._checked_runs(conversation, reasoning, prompt)
-        plain = self._plain(conversation.messages)
-        roles, contents = tuple(m["role"] for m in plain), [m["content"] for m in plain]
+        said = self._said(conversation) if template.prints_only and self._encode.by_words else None
+        if said is None:
+            return checked()
+        roles, contents = said
+        known = (roles, prompt) in self._frames
         frame = self._frames.get((roles, prompt))
         if frame is not None:
-            return frame.fill(contents)
-        runs = self._checked_runs(conversation, reasoning, prompt)
-        if (roles, prompt) not in self._frames:
+            return frame.pattern(**how), frame.texts(contents)
+        parts = checked()
+        if not known:
             frame = build_frame(self._template, self._marked, roles, prompt, self._special, self._encode)
-            same = frame is not None and self._join([frame.fill(contents)], "all", "train") == self._join([runs], "all", "train")
+            same = frame is not None and self._join([(frame.pattern(**how), frame.texts(contents))]) == self._join([parts])
             self._frames[roles, prompt] = frame if same else None
-        return runs
+        return parts
+
+    def _said(self, conversation: Conversation) -> tuple[tuple[str, ...], list[str]] | None:
+        """Roles and contents, the system prompt with them, of a conversation that is nothing but texts that are there; otherwise None."""
+        messages = conversation.messages
+        if conversation.tools or any([m.reasoning is not None or m.tool_calls for m in messages]):
+            return None
+        roles, contents = [m.role for m in messages], [m.content for m in messages]
+        together = "\n".join(contents)
+        if "</think>" in together or not all(map(str.strip, contents)):
+            return None
+        if self._unsafe.search(together):
+            contents = [self._defuse(content) for content in contents]
+        if self.options.system_prompt and roles[:1] != ["system"]:
+            return ("system", *roles), [self.options.system_prompt, *contents]
+        return tuple(roles), contents
 
     def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = []
@@ -307,12 +309,6 @@ def _check_thought(runs: Sequence[Run], answer: Mapping[str, Any], reasoning: Re
     if reasoning == "train" and not any(run.thought and run.turn == last for run in runs):
         do = "put {% generation %} markers around reasoning and answer, or set reasoning: mask or drop"
         raise ModelError("the template does not mark the reasoning, so it cannot be trained", where=where, do=do)
-
-
-def _is_plain(message: Message) -> bool:
-    """Whether it is nothing but a text that is there."""
-    content = message.content
-    return bool(content) and not content.isspace() and message.reasoning is None and not message.tool_calls and "</think>" not in content
 
 
 def _schemas(tools: Sequence[ToolSchema]) -> list[dict[str, Any]] | None:

@@ -7,13 +7,26 @@ placeholders then holds for every content: which words surround it, whether it i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from aloe.core.template import BEGIN, END, SPACE, THINK, UNTHINK, Template
 
 _PLACE = re.compile(f"{SPACE}?{THINK}\\d+{UNTHINK}{SPACE}?")
 _TURN = re.compile(f"{BEGIN}(.*?){END}", re.DOTALL)
+
+
+_ONE = (b"\0", b"\1")
+"""The weight of a token that is not learnt, and of one that is."""
+
+
+class Rendered(NamedTuple):
+    """A rendered row in its most compact form: uint32 ids in native order, and a byte a token that is 1 where it is learnt."""
+
+    ids: bytes
+    weights: bytes
+    answer_start: int
+    """Index of the first token of the last answer."""
 
 
 class Run(NamedTuple):
@@ -37,23 +50,53 @@ class Slot(NamedTuple):
     """Whether white space is trimmed at this end."""
     right: bool
 
-    def fill(self, content: str) -> Run:
+    def fill(self, content: str) -> str:
         """The slot with a content in it."""
         if self.left:
             content = content.lstrip()
         if self.right:
             content = content.rstrip()
-        return Run(self.before + content + self.after, self.turn)
+        return self.before + content + self.after
 
 
-class Frame(NamedTuple):
+class Pattern:
+    """How the runs of a row become ids and weights: all that is known before the texts among them are tokenised."""
+
+    def __init__(self, runs: Sequence[Run], *, last_only: bool, thoughts: bool) -> None:
+        turns = [run.turn for run in runs]
+        last = max(turns, default=-1)
+        learnt = [run.turn >= 0 and (run.turn == last or not last_only) and (thoughts or not run.thought) for run in runs]
+        self._ids = [run.ids or b"" for run in runs]
+        self._weights = [_ONE[taught] * (len(ids) // 4) for ids, taught in zip(self._ids, learnt, strict=True)]
+        self._open = [(i, _ONE[learnt[i]]) for i, run in enumerate(runs) if run.ids is None]
+        self._start = turns.index(last) if turns else 0
+
+    def fill(self, found: Iterator[bytes]) -> Rendered:
+        """The row; takes the ids of its texts from `found`."""
+        ids, weights = self._ids.copy(), self._weights.copy()
+        for place, one in self._open:
+            ids[place] = text = next(found)
+            weights[place] = one * (len(text) // 4)
+        return Rendered(b"".join(ids), b"".join(weights), sum(map(len, weights[: self._start])))
+
+
+class Frame:
     """The runs of every conversation with these roles."""
 
-    parts: tuple[Run | Slot, ...]
+    def __init__(self, parts: Sequence[Run | Slot]) -> None:
+        self._runs = [Run("", part.turn) if isinstance(part, Slot) else part for part in parts]
+        self._slots = [part for part in parts if isinstance(part, Slot)]
+        self._patterns: dict[tuple[bool, bool], Pattern] = {}
 
-    def fill(self, contents: Sequence[str]) -> list[Run]:
-        """The conversation's runs; contents are not blank."""
-        return [part.fill(contents[part.message]) if isinstance(part, Slot) else part for part in self.parts]
+    def texts(self, contents: Sequence[str]) -> list[str]:
+        """The texts of a conversation's runs; contents are not blank."""
+        return [slot.fill(contents[slot.message]) for slot in self._slots]
+
+    def pattern(self, *, last_only: bool, thoughts: bool) -> Pattern:
+        """How rows of this frame are put together."""
+        if (last_only, thoughts) not in self._patterns:
+            self._patterns[last_only, thoughts] = Pattern(self._runs, last_only=last_only, thoughts=thoughts)
+        return self._patterns[last_only, thoughts]
 
 
 def build_frame(
@@ -77,7 +120,7 @@ def build_frame(
     if not all(run.rstrip().endswith(tuple(special)) for run in spoken):
         return None
     parts = [part for run, turn in runs for part in _parts(run, turn, special, encode)]
-    return Frame(tuple(part for part in parts if part is not None)) if None not in parts else None
+    return Frame([part for part in parts if part is not None]) if None not in parts else None
 
 
 def _marked_turns(marked: str) -> list[tuple[str, int]] | None:

@@ -35,11 +35,11 @@ class Encoder:
         self._forget()
 
     def _forget(self) -> None:
+        self._pieces: dict[str, bytes] = {}
         self._first: dict[str, bytes] = {}
         """Words without a space before them."""
         self._later: dict[str, bytes] = {}
         """Ids of " word", by the word."""
-        self._other: dict[str, bytes] = {}
         self._characters = 0
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
@@ -50,9 +50,9 @@ class Encoder:
     def _by_words(self, texts: Sequence[str]) -> list[bytes]:
         found = [self._of_words(text) for text in texts]
         missing = {i: _CUT.split(texts[i]) for i, ids in enumerate(found) if ids is None}
-        self._learn({piece for pieces in missing.values() for piece in pieces})
+        self._learn({piece for pieces in missing.values() for piece in pieces if piece not in self._pieces})
         for i, pieces in missing.items():
-            found[i] = b"".join([kept[key] for kept, key in map(self._place, pieces)])
+            found[i] = b"".join(map(self._pieces.__getitem__, pieces))
         if self._characters > _MOST_CHARACTERS:
             self._forget()
         return found  # type: ignore[return-value]
@@ -65,18 +65,14 @@ class Encoder:
         except KeyError:
             return None
 
-    def _place(self, piece: str) -> tuple[dict[str, bytes], str]:
-        """Where a piece's ids are kept, and under which name."""
-        kept, word = (self._later, piece[1:]) if piece.startswith(" ") else (self._first, piece)
-        return (kept, word) if _WORD.fullmatch(word) else (self._other, piece)
-
     def _learn(self, pieces: set[str]) -> None:
-        places = {piece: self._place(piece) for piece in pieces}
-        new = sorted(piece for piece, (kept, key) in places.items() if key not in kept)
+        new = sorted(pieces)
         for piece, ids in zip(new, self._encode(new), strict=True):
-            kept, key = places[piece]
-            kept[key] = ids
+            self._pieces[piece] = ids
             self._characters += len(piece)
+            kept, word = (self._later, piece[1:]) if piece.startswith(" ") else (self._first, piece)
+            if _WORD.fullmatch(word):
+                kept[word] = ids
 
     def _encode(self, texts: Sequence[str]) -> list[bytes]:
         if self._backend is None:

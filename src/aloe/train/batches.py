@@ -15,8 +15,9 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from aloe.core.chat import Chat, Conversation, Rendered
+from aloe.core.chat import Chat, Conversation
 from aloe.core.errors import SourceError
+from aloe.core.frames import Rendered
 from aloe.core.rows import Row
 from aloe.core.seeds import seed_for
 from aloe.train.options import TokenOptions, TrainOptions
