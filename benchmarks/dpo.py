@@ -19,7 +19,7 @@ import sft
 import training as t
 
 STEPS, PAIRS, THREADS, BETA = 2, 8, 2, 0.1
-OURS = {"micro_batch_tokens": 1024}
+OURS = {"micro_batch_tokens": 4096}
 
 
 def main(repeats: int) -> None:
