@@ -103,10 +103,8 @@ def merge(out: Path, spec: MergeSpec, *, threads: int = 0, chunk: int = CHUNK, s
             return done
         _check_room(plan, out)
         with _partial(out) as folder, _disk_errors(folder):
-            facts = merge_into(plan, folder, log=log, label=out.name, threads=threads, chunk=chunk, shard_bytes=shard_bytes)
-            record = json.loads((folder / RECORD).read_text())
-            write_file(folder / RECORD, json.dumps({"fingerprint": key, **record}, indent=1) + "\n")
-            write_file(folder / "README.md", card(out.name, plan, record))
+            facts = merge_into(plan, folder, log=log, label=out.name, key=key, threads=threads, chunk=chunk, shard_bytes=shard_bytes)
+            write_file(folder / "README.md", card(out.name, plan, json.loads((folder / RECORD).read_text())))
             _flush(folder)
             folder.rename(out)
             _flush(out.parent)

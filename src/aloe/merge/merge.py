@@ -60,9 +60,12 @@ def _stage_model(name: str, folder: Path, work: Path, settings: Mapping[str, Set
 
 
 def merge_into(
-    plan: Plan, out: Path, *, log: Log, label: str, threads: int = 0, chunk: int = CHUNK, shard_bytes: int = SHARD_BYTES
+    plan: Plan, out: Path, *, log: Log, label: str, key: str = "", threads: int = 0, chunk: int = CHUNK, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, Any]:
-    """Write the merged model into a folder; returns facts for a manifest. config.json is last: without it nothing loads the folder."""
+    """Write the merged model into a folder; returns facts for a manifest. config.json is last: without it nothing loads the folder.
+
+    `key` goes into the record, to know this merge again.
+    """
     plan.check()
     statistics = Statistics()
     output = Output(out, plan.shapes, shard_bytes)
@@ -88,9 +91,15 @@ def merge_into(
         plan.close()
     facts["bytes"] = output.num_bytes
     facts["notes"] = [*plan.notes, *_write_tokenizer(plan, out)]
-    write_file(out / RECORD, json.dumps({**facts, "tensors": statistics}, indent=1) + "\n")
+    write_file(out / RECORD, _record({"fingerprint": key, **facts} if key else facts, statistics))
     write_file(out / "config.json", json.dumps(_config(plan), indent=2) + "\n")
     return facts
+
+
+def _record(facts: Mapping[str, Any], statistics: Statistics) -> str:
+    """JSON with a line a tensor."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(found)}" for name, found in statistics.items()]
+    return json.dumps(facts, indent=1)[:-2] + ',\n "tensors": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
 
 def _facts(plan: Plan, statistics: Statistics) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aloe.artifact import MANIFEST, HashMemo, open_artifact, read_manifest
-from aloe.core.chat import Chat, ChatOptions
 from aloe.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from aloe.core.chat import Chat
 
 CHAT_FILE = "chat.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE = "adapter_config.json", "adapter_model.safetensors", "adapter_base.json"
@@ -28,6 +30,8 @@ def copy_tokenizer(source: Path, out: Path) -> None:
 
 def load_chat(path: Path, tokenizer: Any) -> Chat:
     """The renderer of a model folder, with the system prompt and sampling that travel with it."""
+    from aloe.core.chat import Chat, ChatOptions  # `aloe merge` starts without it
+
     file = path / CHAT_FILE
     options = ChatOptions.model_validate_json(file.read_bytes()) if file.is_file() else ChatOptions()
     return Chat(tokenizer, options, str(path))
