@@ -28,7 +28,7 @@ Loc = tuple[str | int, ...]
 class Config(BaseModel):
     """Frozen, strict, closed: a typo is an error, a string is not a number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Machine(Config):
