@@ -76,8 +76,9 @@ def plan(
     from aloe.budget import budget
     from aloe.explain import explain
     from aloe.recipe import load_machine, load_recipe
+    from aloe.speed import measured
 
-    loaded, machine = load_recipe(recipe, overrides or []), load_machine(on)
+    loaded, machine = load_recipe(recipe, overrides or []), measured(load_machine(on), runs)
     nodes = runner.plan(loaded, runs, HashMemo(runs / ".hashes.json"), until, strict=False)
     costs = {name: cost for name, (_, cost) in runner.expectations(nodes, machine).items()}
     why = {n.name: "; ".join(line.strip() for line in explain(n, runs)[:3]) for n in nodes if not n.done and not n.missing}

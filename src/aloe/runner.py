@@ -40,6 +40,7 @@ from aloe.core.seeds import seed_for
 from aloe.energy import Meter, Spent, all_nodes
 from aloe.nodes import Host, meeting
 from aloe.recipe import Recipe
+from aloe.speed import measured
 from aloe.stage import Context, Cost, Size
 from aloe.stages import AnyStage
 
@@ -190,7 +191,9 @@ def run(
         memo = HashMemo(runs / ".hashes.json")
         _fetch(recipe, until)
         nodes = plan(recipe, runs, memo, until)
-        costs = preflight(nodes, machine, runs) if any(not n.done for n in nodes) else {}
+        left = any(not n.done for n in nodes)
+        machine = measured(machine, runs) if left else machine
+        costs = preflight(nodes, machine, runs) if left else {}
         for node in nodes:
             if node.done:
                 check(Artifact(node.path, read_manifest(node.path)), memo)

@@ -67,7 +67,7 @@ def test_an_adapter_is_counted_and_the_weights_it_sits_on_are_frozen(toy_folder:
 
 
 def test_the_probe_measures_the_models_own_shapes_once(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flops._gemm_rate.cache_clear()
+    flops.gemm_rate.cache_clear()
     seen: list[tuple[int, int, torch.dtype]] = []
     plain = flops._fastest
 

@@ -86,7 +86,7 @@ class Machine(Config):
     device_memory_gb: float = Field(default=0, ge=0)
     """Memory of one device; 0 = the machine's own (`memory_gb`)."""
     peak_tflops: dict[Literal["fp32", "bf16"], float] = {"fp32": 0.245, "bf16": 0.145}
-    """Dense matrix products of one device, 10^12 operations a second. Default: GEMM measured on two cores (docs/log.md)."""
+    """Dense matrix products of one device, 10^12 operations a second. Where no file states them a run and a plan measure this machine's."""
     interconnect_gb_s: float = Field(default=0, ge=0)
     """What a node can receive from other nodes, 10^9 bytes a second; 0 = not planned with."""
     efficiency: float = Field(default=0.55, gt=0, le=1)

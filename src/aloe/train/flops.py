@@ -85,11 +85,11 @@ def measured_gemm_rate(model: Any, tokens: int, dtype: torch.dtype) -> float:
             size = (module.in_features, module.out_features)
             matrices[size] = matrices.get(size, 0) + 1
     device = head.weight.device
-    return _gemm_rate(tuple(sorted(matrices.items())), min(tokens, PROBE_TOKENS), dtype, device, torch.get_num_threads())
+    return gemm_rate(tuple(sorted(matrices.items())), min(tokens, PROBE_TOKENS), dtype, device, torch.get_num_threads())
 
 
 @cache
-def _gemm_rate(matrices: tuple[tuple[tuple[int, int], int], ...], tokens: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
+def gemm_rate(matrices: tuple[tuple[tuple[int, int], int], ...], tokens: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
     """The fastest repeat of each shape counts, so that a busy moment makes the share smaller, not larger."""
     draw = torch.Generator(device).manual_seed(0)
     work = seconds = 0.0
