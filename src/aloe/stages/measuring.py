@@ -20,6 +20,7 @@ class Evaluate(Stage):
 
     kind: Literal["evaluate"]
     makes: ClassVar[str] = "scores"
+    version: ClassVar[int] = 2
     models: tuple[str, ...] = Field(min_length=1)
     """Stages in order of making: neighbours are compared."""
     tasks: tuple[TaskPlan, ...] = Field(min_length=1)
@@ -35,10 +36,12 @@ class Evaluate(Stage):
     def reads(self) -> dict[str, Path]:
         from aloe.ask import context, memory, parse, prior, prompts, refine, registry, strategies, vote
         from aloe.core import toy
-        from aloe.evals import examples, metrics, refusal
+        from aloe.evals import compare, examples, metrics, refusal, statistics, students
         from aloe.evals.task import task_files
 
-        code = (prompts, parse, refusal, metrics, strategies, registry, vote, memory, context, prior, refine, examples)
+        code = (
+            prompts, parse, refusal, metrics, statistics, students, compare, strategies, registry, vote, memory, context, prior, refine, examples,
+        )  # fmt: skip
         files = {f"task {plan.task}: {file.name}": file for plan in self.tasks for file in task_files(plan.task)}
         if any(plan.task.startswith("toy") for plan in self.tasks):
             files["toy"] = Path(toy.__file__)

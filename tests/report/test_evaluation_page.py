@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_evaluation import NASTY, made
+
+from aloe.report import browser
+from aloe.report.browser import pack
+from aloe.report.evaluation import Evaluation, trained_on
+from aloe.report.evaluation_page import write_page
+
+
+class Page(HTMLParser):
+    """Tags, attributes that load something, ids, and what is left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.handlers: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            self.loads += [str(value)] if name in ("src", "href", "action", "data", "srcset") else []
+            self.ids += [str(value)] if name == "id" else []
+            self.handlers += [name] if name.startswith("on") or name == "style" else []
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def page(path: Path, evaluation: Evaluation) -> tuple[str, Page]:
+    write_page(path, evaluation, ["scores.csv"])
+    text = path.read_text(encoding="utf-8")
+    parsed = Page()
+    parsed.feed(text)
+    return text, parsed
+
+
+def unpacked(text: str) -> Any:
+    found = re.search(r'id="packed">([^<]*)<', text)
+    assert found
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+
+
+def test_untrusted_text_stays_text(tmp_path: Path) -> None:
+    text, parsed = page(tmp_path / "e.html", made(names=(f"base {NASTY}", "tuned"), flags={"medqa/007": NASTY}))
+    assert parsed.tags.count("script") == 2 and "img" not in parsed.tags and parsed.handlers == []
+    assert all(link.startswith("#") for link in parsed.loads) and "http" not in "".join(parsed.loads)
+    assert "</script><script>alert" not in text and len(set(parsed.ids)) == len(parsed.ids)
+    # The very same text arrives in the browser of questions.
+    assert NASTY in next(q for q in unpacked(text)["questions"] if q["q"] == "medqa/007")["a"][0]["r"]
+
+
+def test_the_policy_allows_the_pages_own_style_and_script_alone(tmp_path: Path) -> None:
+    text, _ = page(tmp_path / "e.html", made())
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy and policy[1].startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy[1]
+    assert "innerHTML" not in text and "insertAdjacentHTML" not in text
+
+
+def test_every_question_and_answer_is_in_the_browser(tmp_path: Path) -> None:
+    evaluation = made()
+    text, _ = page(tmp_path / "e.html", evaluation)
+    content = unpacked(text)
+    assert len(content["questions"]) == 360 and content["models"] == ["base", "tuned"]
+    assert all(len(q["a"]) == 2 for q in content["questions"])
+    first = content["questions"][0]
+    assert first["q"] == "medqa/000" and first["g"] == "A" and first["s"] == "cardiology" and first["a"][0]["k"] == [80, 0, 0.05]
+    assert next(q for q in content["questions"] if q["q"] == "medqa/003")["f"] == "in the corpus"
+
+
+def test_long_texts_are_cut_and_counted_and_flips_stay_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = made()
+    whole = pack(evaluation)
+    assert (whole.left_out, whole.num_cut, whole.num_questions) == (0, 0, 360)
+    monkeypatch.setattr(browser, "MAX_BYTES", len(whole.data) // 4)
+    small = pack(evaluation)
+    assert len(small.data) <= len(whole.data) // 4 and small.left_out > 0 and small.num_questions + small.left_out == 360
+    kept = json.loads(gzip.decompress(base64.b64decode(small.data)))["questions"]
+    assert all(len({a["v"] for a in q["a"]}) > 1 for q in kept)
+
+
+def test_the_page_says_what_was_found(tmp_path: Path) -> None:
+    evaluation = made()
+    _, parsed = page(tmp_path / "e.html", evaluation)
+    text = " ".join(" ".join(parsed.text).split())
+    assert "better in 3, worse in 0, inconclusive in 0 of 3 paired tests" in text
+    assert "published, not measured" in text and "GPT-4" in text and "arXiv" not in text
+    assert "corrected by Holm over the 3 comparisons" in text
+    assert "7 not readable" in text and "cardiology" in text and "ECE" in text and "in the corpus" in text
+    assert parsed.tags.count("svg") > 10
+
+
+def test_one_model_is_shown_without_tests(tmp_path: Path) -> None:
+    _, parsed = page(tmp_path / "e.html", made(names=("alone",), flags={}))
+    text = " ".join(parsed.text)
+    assert "Holm over" not in text and "nothing is known of it" in text and "tests" not in parsed.ids
+
+
+def test_tasks_whose_published_protocol_tests_on_training_data_are_named() -> None:
+    assert set(trained_on(["medqa", "medtext", "mts-dialog-perplexity"])) == {"medtext", "mts-dialog-perplexity"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_runs_it_without_errors_or_requests(tmp_path: Path, scheme: str) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    file = tmp_path / "e.html"
+    write_page(file, made(), ["scores.csv"])
+    # What the script has drawn stands in the DOM that Chromium prints; errors of script or policy go to its log.
+    options = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    done = subprocess.run([*options, *dark, "--dump-dom", f"file://{file}"], capture_output=True, text=True, timeout=120)
+    assert "360 of 360 questions" in done.stdout and done.stdout.count("<details>") >= 20
+    said = [text for text in done.stderr.splitlines() if "CONSOLE" in text]
+    assert said == []
