@@ -37,10 +37,11 @@ def assess(
         for trial in trials for model in answers if trial in answers[model]
     ]  # fmt: skip
     records = {trial: {model: of_model[trial] for model, of_model in answers.items() if trial in of_model} for trial in trials}
+    origins = {task: ORIGINS[task] for task, _ in trials if task in ORIGINS}
+    parts, calibrated, flagged = tuple(_parts(records)), tuple(_calibrated(records)), tuple(_flagged(records, metrics, flags))
     return Evaluation(
-        title, tuple(answers), baseline, tuple(results), tuple(_parts(records)), tuple(_calibrated(records)),
-        tuple(_flagged(records, metrics, flags)), records, flags, tuple(files), settings, {task: ORIGINS[task] for task, _ in trials if task in ORIGINS}, len(tests),
-    )  # fmt: skip
+        title, tuple(answers), baseline, tuple(results), parts, calibrated, flagged, records, flags, tuple(files), settings, origins, len(tests)
+    )
 
 
 def _tests(answers: Mapping[str, Answers], baseline: str, metrics: Mapping[Trial, tuple[str, str]]) -> dict[tuple[str, Trial], Versus]:
