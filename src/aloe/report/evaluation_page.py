@@ -178,7 +178,8 @@ def _versus(result: Result) -> str:
     assert versus is not None
     shown = difference(result.metric, versus.difference, versus.low, versus.high)
     doubt = "" if versus.holds else "; hangs on replies that could not be read"
-    return f"{shown}, {probability(versus.p_holm)}{doubt}"
+    p = probability(versus.p_holm).replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{shown}, {p}{doubt}"
 
 
 def _forests(evaluation: Evaluation) -> list[tuple[str, str, Markup]]:
@@ -290,6 +291,10 @@ def _cost(evaluation: Evaluation) -> Table:
 
 
 def _published(evaluation: Evaluation) -> Table:
+    """Models as rows, tasks as columns, in percent."""
     known = comparators(list(dict.fromkeys(r.task for r in evaluation.results)))
-    rows = tuple((c.model, c.task, f"{c.source}; {c.protocol}", NOT_MEASURED, f"{c.value:.2f}") for c in known)
-    return Table(("model", "task", "source and protocol", "", "percent"), rows, 1)
+    tasks = list(dict.fromkeys(c.task for c in known))
+    values = {(c.model, c.task): f"{c.value:.2f}" for c in known}
+    sources = {c.model: f"{c.source}; {c.protocol}" for c in known}
+    rows = tuple((model, NOT_MEASURED, source, *(values.get((model, task), DASH) for task in tasks)) for model, source in sources.items())
+    return Table(("model", "", "source and protocol", *(f"{task}, %" for task in tasks)), rows, len(tasks))

@@ -99,10 +99,10 @@ def unit_square(curves: Sequence[Curve], x_name: str, y_name: str, *, diagonal: 
     if diagonal:
         out.append(f'<path class="before" d="M{_MARGIN} {12 + _SIDE}L{_MARGIN + _SIDE} 12"/>')
     out += [_square_curve(curve) for curve in curves]
-    out.append(f'<text class="middle name" x="{_MARGIN + _SIDE / 2}" y="{size + 22}">{escape(x_name)}</text>')
+    out.append(f'<text class="middle name" x="{_MARGIN + _SIDE / 2}" y="{12 + _SIDE + 36}">{escape(x_name)}</text>')
     out.append(f'<text class="middle name" transform="translate(12 {12 + _SIDE / 2}) rotate(-90)">{escape(y_name)}</text>')
     label = escape(f"{y_name} over {x_name}: {', '.join(curve.name for curve in curves)}")
-    return Markup(f'<svg class="chart square" viewBox="0 0 {size} {size + 30}" role="img" aria-label="{label}">{"".join(out)}</svg>')
+    return Markup(f'<svg class="chart square" viewBox="0 0 {size} {12 + _SIDE + 44}" role="img" aria-label="{label}">{"".join(out)}</svg>')
 
 
 def _square_curve(curve: Curve) -> str:
