@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from aloe.core.errors import SourceError
 from aloe.core.seeds import seed_for
-from aloe.evals.statistics import INCONCLUSIVE, PairedTest, holm, paired, seeds_differ, smallest_detectable, verdict
+from aloe.evals.statistics import holm, paired, seeds_differ, smallest_detectable, verdict
 
 PARSE_RATE = "parse_rate"
 
@@ -46,7 +46,7 @@ def compare(answers_a: Sequence[Record], answers_b: Sequence[Record], *, metric:
         "metric": metric, "difference": test.difference, "low": test.low, "high": test.high, "p": test.p, "test": test.name, "n": test.n,
         "only_a": sum(d < 0 for d in difference), "only_b": sum(d > 0 for d in difference), "verdict": said, "better": better,
         "detectable": smallest_detectable(difference, groups, binary=binary), "unreadable": unreadable,
-        "holds": said == INCONCLUSIVE or not any(unreadable) or said == _worst_case(pairs, test, groups, better, seed),
+        "holds": not any(unreadable) or _at_both_ends(pairs, groups, better, seed) == {said},
     }  # fmt: skip
 
 
@@ -103,9 +103,11 @@ def _value(record: Record, metric: str) -> float:
     return float(record["parsed"] if metric == PARSE_RATE else record["value"])
 
 
-def _worst_case(pairs: Sequence[tuple[Record, Record]], test: PairedTest, groups: Sequence[str], better: str, seed: int) -> str:
-    """The verdict if every unreadable reply were worth what speaks most against the difference seen."""
-    ends = (1.0, 0.0) if test.difference > 0 else (0.0, 1.0)
-    a, b = ([float(x["value"]) if x["parsed"] else end for x in side] for side, end in zip(zip(*pairs, strict=True), ends, strict=True))
-    worst = paired(a, b, groups, seed=seed)
-    return verdict(worst.difference, worst.p, better)
+def _at_both_ends(pairs: Sequence[tuple[Record, Record]], groups: Sequence[str], better: str, seed: int) -> set[str]:
+    """The verdicts if every unreadable reply were worth what speaks most for a, and most for b."""
+    found = set()
+    for ends in ((1.0, 0.0), (0.0, 1.0)):
+        a, b = ([float(x["value"]) if x["parsed"] else end for x in side] for side, end in zip(zip(*pairs, strict=True), ends, strict=True))
+        test = paired(a, b, groups, seed=seed)
+        found.add(verdict(test.difference, test.p, better))
+    return found

@@ -25,8 +25,6 @@ class Row(NamedTuple):
     text: str = ""
     weak: bool = False
     """Drawn hollow: nothing is claimed."""
-    dotted: tuple[float, ...] = ()
-    """Marks without an interval: published figures."""
 
 
 class Curve(NamedTuple):
@@ -40,7 +38,7 @@ class Curve(NamedTuple):
 
 def forest(rows: Sequence[Row], x_name: str, zero: float | None = None) -> Markup:
     """Intervals below each other on one axis; `zero` draws a line there, and the axis is symmetric about it."""
-    ends = [x for row in rows if row.interval for x in row.interval] + [x for row in rows for x in row.dotted]
+    ends = [x for row in rows if row.interval for x in row.interval]
     if zero is not None:
         reach = max([abs(x - zero) for x in ends] or [1.0])
         ends += [zero - reach, zero + reach]
@@ -77,10 +75,9 @@ def _forest_row(row: Row, y: float, scale: Scale) -> str:
         return f'<text class="name strong" x="0" y="{y + 19:.1f}">{escape(_short(row.label, 60))}</text>'
     value, low, high = (_x(x, scale) for x in row.interval)
     middle = y + _ROW / 2
-    dots = "".join(f'<path class="before" d="M{_x(x, scale):.1f} {middle - 7:.1f}v14"/>' for x in row.dotted)
     mark = f'<rect class="{"hollow" if row.weak else "mark"}" x="{value - 4:.1f}" y="{middle - 4:.1f}" width="8" height="8"/>'
     return (
-        f'<g class="s{row.colour % NUM_COLOURS}"><title>{escape(f"{row.label}: {row.text}")}</title>{dots}'
+        f'<g class="s{row.colour % NUM_COLOURS}"><title>{escape(f"{row.label}: {row.text}")}</title>'
         f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 4:.1f}v8M{high:.1f} {middle - 4:.1f}v8"/>{mark}'
         f'<text class="name" x="12" y="{middle + 4:.1f}">{escape(_short(row.label, 30))}</text>'
         f'<text x="{_NAMES + _PLOT + 12}" y="{middle + 4:.1f}">{escape(row.text)}</text></g>'
