@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from aloe.artifact import Artifact
 from aloe.core.seeds import seed_for
 from aloe.evals.calibration import calibration
 from aloe.evals.compare import Comparison, compare, corrected, groups_of
-from aloe.evals.records import Answers, Trial, metric_of
+from aloe.evals.records import ANSWERS, Answers, Trial, metric_of, read_answers
 from aloe.evals.statistics import mean, smallest_detectable, with_ungraded
 from aloe.report.evaluation import Calibrated, Evaluation, Flagged, Origin, Part, Result, Versus
+from aloe.report.evaluation_page import write_page
+from aloe.report.facts import source_name
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -42,6 +46,18 @@ def assess(
     return Evaluation(
         title, tuple(answers), baseline, tuple(results), parts, calibrated, flagged, records, flags, tuple(files), settings, origins, len(tests)
     )
+
+
+def write_evaluation(path: Path, scores: Artifact) -> None:
+    """The page of an evaluate stage: all its models against the first, question by question."""
+    answers = read_answers(scores.path)
+    plans = {source_name(plan["task"]): plan for plan in scores.manifest.config["tasks"]}
+    settings = {f"questions of {name}": f"a fixed sample of {plan['n']:,}" if plan["n"] else "all" for name, plan in plans.items()}
+    settings |= {f"tokens of one reply to {name}, at most": str(plan["max_tokens"]) for name, plan in plans.items()}
+    settings |= {"seed of the samples": str(scores.manifest.seed), "fingerprint": scores.manifest.fingerprint}
+    title = f"Evaluation {scores.name} of recipe {scores.manifest.recipe}"
+    files = [f"{scores.path.name}/{ANSWERS}"]
+    write_page(path, assess(title, answers, baseline=next(iter(answers)), flags={}, files=files, settings=settings), [])
 
 
 def _tests(answers: Mapping[str, Answers], baseline: str, metrics: Mapping[Trial, tuple[str, str]]) -> dict[tuple[str, Trial], Versus]:

@@ -20,6 +20,7 @@ from aloe.core.rows import write_jsonl
 from aloe.evals.compare import Comparison, compare, compare_seeds, corrected, flips
 from aloe.evals.records import ANSWERS, Answers, Trial, answers_of, metric_of, read_answers, read_flags
 from aloe.evals.run import TaskPlan, evaluate
+from aloe.evals.statistics import INCONCLUSIVE, mcnemar_power, questions_needed
 from aloe.evals.task import open_task
 from aloe.models.cached import CachedModel
 from aloe.models.folder import is_adapter
@@ -226,9 +227,15 @@ def _comparison_lines(trial: Trial, c: Comparison) -> Iterator[str]:
     p = f"{probability(c['p'])}, Holm {probability(c['p_holm'])}"
     yield f"  b is {c['verdict']}: {difference(name, c['difference'], c['low'], c['high'])}, {p} ({c['test']})"
     yield f"  {c['only_b']:,} questions only b has higher, {c['only_a']:,} only a"
+    for label, number, estimate in zip("ab", c.get("num_seeds", ()), c.get("seeds", ()), strict=False):
+        yield f"  {label}, {number} seeds: {figure(name, *estimate[:3]).text}"
     if "detectable" in c:
         size = figure(name, c["detectable"], 0, c["detectable"])
         yield f"  so many questions show a difference of {size.value}{size.unit.replace('%', 'points')} with a chance of 80 %"
+    flipped = (c["only_a"] + c["only_b"]) / c["n"]
+    if c["test"] == "mcnemar" and c["verdict"] == INCONCLUSIVE and c["difference"]:
+        chance, needed = mcnemar_power(c["n"], c["difference"], flipped), questions_needed(c["difference"], flipped)
+        yield f"  were the difference seen the true one, {c['n']:,} questions would show it with a chance of {chance:.0%}, {needed:,} of 80%"
     if any(c.get("unreadable", ())):
         doubt = "the verdict stands whatever they were worth" if c["holds"] else "the verdict hangs on them"
         yield f"  replies not readable: {c['unreadable'][0]:,} of a, {c['unreadable'][1]:,} of b; {doubt}"

@@ -22,6 +22,7 @@ from aloe.core.log import QUIET
 from aloe.evals.records import answers_of, read_answers, read_flags
 from aloe.evaluating import How, compare_answers, evaluate_models, journal_key, open_cached
 from aloe.models.model import Generate, Request, Sampling, Score
+from models.small_server import serving
 from toys import replies, user
 
 ONE = Machine(threads=1)
@@ -249,10 +250,17 @@ def test_compare_lists_flips_with_both_answers_and_says_what_it_could_have_seen(
     assert len(found) == 22 and found[0]["a"]["value"] == 1.0 and found[0]["b"]["reply"] == "It is B."
 
 
+def test_compare_says_how_many_questions_an_inconclusive_difference_would_need(tmp_path: Path) -> None:
+    run(["fake:first"], tmp_path / "a", tasks=("toy-choice",), limit=40)
+    run(["fake:hash"], tmp_path / "b", tasks=("toy-choice",), limit=40)
+    text = "\n".join(compare_answers(str(tmp_path / "a"), str(tmp_path / "b"), show=0, out=None))
+    assert "b is INCONCLUSIVE" in text and "were the difference seen the true one, 40 questions would show it with a chance of" in text
+
+
 def test_compare_takes_files_and_seeds_and_names_what_is_wrong(tmp_path: Path) -> None:
     a, b = made_pair(tmp_path)
     seeds = "\n".join(compare_answers(f"{a},{a}/answers.jsonl", f"{b},{b}", show=0, out=None))
-    assert "t over seeds and questions" in seeds and "b is better" in seeds
+    assert "t over seeds and questions" in seeds and "b is better" in seeds and "a, 2 seeds: 25 %" in seeds and "b, 2 seeds: 70 %" in seeds
     for words, what in (((str(a), str(tmp_path / "none")), "no answers"), ((f"{a}#x", str(b)), "no answers of 'x'"), ((f"{a},{a}", str(b)), "several seeds")):
         with pytest.raises(SourceError, match=what):
             list(compare_answers(*words, show=1, out=None))
@@ -273,6 +281,18 @@ def test_flags_are_lines_with_a_question(tmp_path: Path) -> None:
     file.write_text('{"id": "x"}\n')
     with pytest.raises(SourceError, match="question"):
         read_flags(file)
+
+
+def test_a_server_is_evaluated_and_its_replies_stay_in_the_folder(tmp_path: Path) -> None:
+    with serving(lambda handler, body, number: handler.say("The answer is A.")) as server:
+        spec = server.spec
+        lines = run([spec], tmp_path / "out", tasks=("toy-choice",), strategies=("direct",), limit=8)
+        asked = len(server.seen)
+        run([spec], tmp_path / "out", tasks=("toy-choice",), strategies=("direct",), limit=8)
+        assert asked == len(server.seen) == 8
+        run([spec], tmp_path / "other", tasks=("toy-choice",), strategies=("direct",), limit=8)
+        assert len(server.seen) == 16
+    assert lines[1].split()[:3] == ["small", "toy-choice", "direct"]
 
 
 @pytest.mark.slow

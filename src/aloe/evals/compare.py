@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from aloe.core.errors import SourceError
 from aloe.core.seeds import seed_for
-from aloe.evals.statistics import holm, paired, seeds_differ, smallest_detectable, verdict
+from aloe.evals.statistics import holm, over_seeds, paired, seeds_differ, smallest_detectable, verdict
 
 PARSE_RATE = "parse_rate"
 
@@ -51,7 +51,10 @@ def compare(answers_a: Sequence[Record], answers_b: Sequence[Record], *, metric:
 
 
 def compare_seeds(a: Sequence[Sequence[Record]], b: Sequence[Sequence[Record]], *, metric: str, better: str) -> Comparison:
-    """As `compare`, of models that were trained with several seeds each: a difference must stand out from that between seeds too."""
+    """As `compare`, of models that were trained with several seeds each: a difference must stand out from that between seeds too.
+
+    `seeds` has each side's mean over its seeds, with an interval for other seeds and other questions.
+    """
     import numpy as np
 
     first = [record["question"] for record, _ in _pairs(a[0], a[0])]
@@ -62,7 +65,8 @@ def compare_seeds(a: Sequence[Sequence[Record]], b: Sequence[Sequence[Record]], 
     return {
         "metric": metric, "difference": test.difference, "low": test.low, "high": test.high, "p": test.p, "test": test.name, "n": test.n,
         "only_a": sum(d < 0 for d in difference), "only_b": sum(d > 0 for d in difference), "better": better,
-        "verdict": verdict(test.difference, test.p, better), "seeds": [len(a), len(b)],
+        "verdict": verdict(test.difference, test.p, better), "seeds": [over_seeds(np.array(side)) for side in values],
+        "num_seeds": [len(a), len(b)],
     }  # fmt: skip
 
 

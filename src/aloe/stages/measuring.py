@@ -96,10 +96,11 @@ class Evaluate(Stage):
 
 
 class Report(Stage):
-    """The final folder: model, card and one HTML page. Every number is read from manifests."""
+    """The final folder: model, card, one HTML page, and one more of each evaluation. Every number is read from manifests and answers."""
 
     kind: Literal["report"]
     makes: ClassVar[str] = "report"
+    version: ClassVar[int] = 2
     model: str
     scores: tuple[str, ...] = ()
     title: str
@@ -118,6 +119,7 @@ class Report(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.artifact import lineage
+        from aloe.assess import write_evaluation
         from aloe.models.folder import whole_folder
         from aloe.report.final import link_model
         from aloe.report.html import write_report
@@ -131,4 +133,6 @@ class Report(Stage):
         link_model(whole_folder(inputs["model"].path, context.work / "whole"), out / "model")
         write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
         write_report(out / "report.html", options, inputs["model"], scores, stages)
+        for artifact in scores:
+            write_evaluation(out / f"evaluation-{artifact.name}.html", artifact)
         return {"model": inputs["model"].name}
