@@ -62,6 +62,11 @@ def evaluate_models(specs: Sequence[str], how: How, machine: Machine, out: Path,
     """
     plans = list(_plans(how))
     names = _names(specs)
+    # Whatever may be wrong with the command is found before the first question is asked.
+    answers, flags = _earlier(how.beside, names), read_flags(how.flags)
+    baseline = how.baseline or [*answers, *names][0]
+    if baseline not in [*answers, *names]:
+        raise RecipeError(f"no model is called {baseline!r}", where="--baseline", do=nearest(baseline, [*answers, *names]))
     out.mkdir(parents=True, exist_ok=True)
     work = out / WORK
     work.mkdir(exist_ok=True)
@@ -77,12 +82,10 @@ def evaluate_models(specs: Sequence[str], how: How, machine: Machine, out: Path,
     for file in sorted(work.iterdir()):
         file.replace(out / file.name)
     work.rmdir()
-    answers: dict[str, Answers] = dict(answers_of(words) for words in how.beside)
-    for name, of_model in read_answers(out / ANSWERS).items():
-        if name in answers:
-            raise SourceError(f"two models are called {name!r}", where="--with", do="evaluate one of them from a folder of another name")
-        answers[name] = of_model
-    evaluation = _assessed(answers, how, names, out)
+    answers |= read_answers(out / ANSWERS)
+    files = [str(out / ANSWERS), *(words.partition("#")[0] for words in how.beside)]
+    title = f"Evaluation of {', '.join(names)}" if len(names) < 4 else f"Evaluation of {len(names)} models"
+    evaluation = assess(title, answers, baseline=baseline, flags=flags, files=files, settings=_settings(how, names, answers))
     exports = write_exports(out, evaluation)
     write_page(out / PAGE, evaluation, ["scores.json", "comparisons.json", *exports])
     yield from table_lines(evaluation)
@@ -154,18 +157,22 @@ def journal_key(spec: str, memo: HashMemo) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _assessed(answers: Mapping[str, Answers], how: How, names: Sequence[str], out: Path) -> Evaluation:
-    baseline = how.baseline or next(iter(answers))
-    if baseline not in answers:
-        raise RecipeError(f"no model is called {baseline!r}", where="--baseline", do=nearest(baseline, list(answers)))
-    settings = {
+def _earlier(places: Sequence[str], names: Sequence[str]) -> dict[str, Answers]:
+    """The answers of earlier evaluations by model."""
+    found: dict[str, Answers] = {}
+    for name, of_model in map(answers_of, places):
+        if name in found or name in names:
+            raise SourceError(f"two models are called {name!r}", where="--with", do="evaluate one of them from a folder of another name")
+        found[name] = of_model
+    return found
+
+
+def _settings(how: How, names: Sequence[str], answers: Mapping[str, Answers]) -> dict[str, str]:
+    return {
         "questions of each task": "all" if how.limit is None else f"a fixed sample of {how.limit:,}", "seed of the sample": str(how.seed),
         "tokens of one reply, at most": str(how.max_tokens), "examples": how.examples or "none", "index": str(how.index or "none"),
         "measured here": ", ".join(names), "read from earlier evaluations": ", ".join(name for name in answers if name not in names) or "none",
     }  # fmt: skip
-    title = f"Evaluation of {', '.join(names)}" if len(names) < 4 else f"Evaluation of {len(names)} models"
-    files = [str(out / ANSWERS), *(words.partition("#")[0] for words in how.beside)]
-    return assess(title, answers, baseline=baseline, flags=read_flags(how.flags), files=files, settings=settings)
 
 
 def table_lines(evaluation: Evaluation) -> Iterator[str]:

@@ -201,6 +201,12 @@ def test_ungraded_replies_widen_the_interval_both_ways() -> None:
     assert with_ungraded(values, [True] * 10, seed=0) == mean(values, seed=0)
 
 
+def test_an_ungraded_loss_may_be_any_that_was_seen() -> None:
+    values, graded = [2.0, 3.0, 4.0, 7.0] * 5, [True] * 19 + [False]
+    widened = with_ungraded(values, graded, seed=0)
+    assert widened.low < mean(values, seed=0).low and widened.high == mean(values, seed=0).high
+
+
 def test_one_question_bounds_nothing() -> None:
     assert bootstrap([0.3], seed=0)[:3] == (0.3, 0.0, 1.0)
     assert bootstrap([0.3, 0.3], ["a", "a"], seed=0)[:3] == (0.3, 0.0, 1.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -114,18 +115,51 @@ def test_tasks_whose_published_protocol_tests_on_training_data_are_named() -> No
     assert set(trained_on(["medqa", "medtext", "mts-dialog-perplexity"])) == {"medtext", "mts-dialog-perplexity"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_runs_it_without_errors_or_requests(tmp_path: Path, scheme: str) -> None:
+USE = """
+setTimeout(() => {
+  const set = (id, value, event) => { document.getElementById(id).value = value; document.getElementById(id).dispatchEvent(new Event(event)); };
+  set("outcome", "differ", "change");
+  set("subject", "neurology", "change");
+  set("search", "WOMAN evil.example", "input");
+  document.querySelector("#found details").open = true;
+}, 500);
+"""
+
+
+def rendered(folder: Path, text: str, *options: str) -> str:
+    """The DOM after the script has run; an error of the script or of the page's policy fails."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium here")
-    file = tmp_path / "e.html"
-    write_page(file, made(), ["scores.csv"])
-    # What the script has drawn stands in the DOM that Chromium prints; errors of script or policy go to its log.
-    options = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
-    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    done = subprocess.run([*options, *dark, "--dump-dom", f"file://{file}"], capture_output=True, text=True, timeout=120)
-    assert "360 of 360 questions" in done.stdout and done.stdout.count("<details>") >= 20
-    said = [text for text in done.stderr.splitlines() if "CONSOLE" in text]
-    assert said == []
+    file = folder / "shown.html"
+    file.write_text(text, encoding="utf-8")
+    call = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={folder / 'profile'}"]
+    done = subprocess.run([*call, *options, "--dump-dom", f"file://{file}"], capture_output=True, text=True, timeout=120)
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--blink-settings=preferredColorScheme=0",)])
+def test_a_browser_runs_it_without_errors(tmp_path: Path, options: tuple[str, ...]) -> None:
+    shown = rendered(tmp_path, page(tmp_path / "e.html", made())[0], *options)
+    assert "360 of 360 questions" in shown and shown.count("<details>") >= 20
+
+
+@pytest.mark.slow
+def test_search_and_filters_find_and_text_stays_text(tmp_path: Path) -> None:
+    evaluation = made()
+    text, _ = page(tmp_path / "e.html", evaluation)
+    # Question 7, whose text wants to be markup, is the one with the address; it is of neurology.
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]
+    use = script + USE
+
+    def digest(words: str) -> str:
+        return base64.b64encode(hashlib.sha256(words.encode()).digest()).decode()
+
+    assert digest(script) in text
+    shown = rendered(tmp_path, text.replace(script, use).replace(digest(script), digest(use)))
+    expected = sum(len({lines[7]["value"] for lines in by_model.values()}) > 1 for trial, by_model in evaluation.records.items() if trial[0] == "medqa")
+    assert expected > 0 and f"{expected} of 360 questions" in shown
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in shown and "<img" not in shown
+    assert "80 tokens read" in shown and "Right: D" in shown

@@ -91,6 +91,7 @@ def test_an_earlier_evaluation_stands_beside_and_may_be_the_baseline(tmp_path: P
 def test_what_cannot_be_evaluated_is_said(tmp_path: Path, specs: list[str], how: dict[str, Any], what: str) -> None:
     with pytest.raises(AloeError, match=what):
         run(specs, tmp_path / "out", **how)
+    assert not (tmp_path / "out/replies").exists()  # before anything was asked
 
 
 def changed_weight(folder: Path) -> None:

@@ -146,14 +146,15 @@ def _degrees(squares: float, sums: Any, sizes: Any) -> float:
 def with_ungraded(values: Sequence[float], graded: Sequence[bool], groups: Sequence[str] = (), *, seed: int) -> Estimate:
     """The mean of values as they are, in an interval that holds whatever the ungraded ones may have been worth.
 
-    Low end: all ungraded are 0; high end: all are 1 (worst and best case, Horowitz and Manski, JASA 95, 2000). The values must lie
-    in [0, 1] where one is ungraded.
+    Low end: all ungraded are 0; high end: all are 1 (worst and best case, Horowitz and Manski, JASA 95, 2000). Of values that do not lie in
+    [0, 1], as a loss, which has no worst case: the least and the greatest that were seen.
     """
     estimate = mean(values, groups, seed=seed)
     if all(graded):
         return estimate
-    ends = [mean([v if ok else end for v, ok in zip(values, graded, strict=True)], groups, seed=seed) for end in (0.0, 1.0)]
-    return Estimate(estimate.value, min(estimate.low, ends[0].low), max(estimate.high, ends[1].high), estimate.n)
+    bounds = (0.0, 1.0) if 0 <= min(values) <= max(values) <= 1 else (min(values), max(values))
+    low, high = (mean([v if ok else end for v, ok in zip(values, graded, strict=True)], groups, seed=seed) for end in bounds)
+    return Estimate(estimate.value, min(estimate.low, low.low), max(estimate.high, high.high), estimate.n)
 
 
 def paired(a: Sequence[float], b: Sequence[float], groups: Sequence[str] = (), *, seed: int) -> PairedTest:
