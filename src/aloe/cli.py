@@ -205,6 +205,48 @@ def merge(
         print(line)
 
 
+@app.command("eval")
+def eval_(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folder, FILE.gguf or http://HOST/v1#NAME; one or several.")],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, or file:PATH.jsonl, with commas.")],
+    strategies: Annotated[str, typer.Option(help="letters, direct, medprompt, ..., with commas; default: each task's first.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Questions of each task, a fixed sample; default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: evals/MODEL.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Model that the others are tested against; default: the first.")] = None,
+    beside: Annotated[list[str] | None, typer.Option("--with", help="An earlier evaluation to show too: FOLDER or FOLDER#MODEL.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 64,
+    examples: Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder of an index, for strategies with passages.")] = None,
+    flags: Annotated[Path | None, typer.Option(help='Questions seen in training: lines {"question": ID, "flag": WHY}.')] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0, on: On = None,
+) -> None:  # fmt: skip
+    """Evaluate any model, without a recipe.  Example: aloe eval my-model --tasks starter-unseen,starter-unsafe --limit 50"""
+    from aloe.core.log import Log
+    from aloe.evaluating import How, evaluate_models, told
+
+    how = How(
+        tasks=tuple(tasks.split(",")), strategies=tuple(strategies.split(",")) if strategies else (), limit=limit, max_tokens=max_tokens,
+        examples=examples, index=index, seed=seed, baseline=baseline, beside=tuple(beside or ()), flags=flags,
+    )  # fmt: skip
+    folder = out or Path("evals") / (Path(models[0].partition("#")[2] or models[0].partition(":")[2] or models[0]).stem or "model")
+    for line in evaluate_models(models, how, _machine(on), folder, Log(listener=told)):
+        print(line)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Folder of an evaluation, or answers.jsonl; FOLDER#MODEL of several; seeds of one model with commas.")],
+    b: Annotated[str, typer.Argument(help="The same of the other model.")],
+    show: Annotated[int, typer.Option(help="Flips to print.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="File for all flips with both answers, JSON lines.")] = None,
+) -> None:
+    """Compare two evaluations question by question: paired tests, and the answers that differ.  Example: aloe compare evals/base evals/tuned"""
+    from aloe.evaluating import compare_answers
+
+    for line in compare_answers(a, b, show=show, out=out):
+        print(line)
+
+
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS,

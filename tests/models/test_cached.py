@@ -4,6 +4,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from aloe.models.cached import CachedModel
 from aloe.models.fake import FakeModel
 from aloe.models.model import Delta, Generate, Reply, Request, Sampling, Score, request_key
@@ -13,6 +15,12 @@ KEY = "a" * 64
 REQUESTS: list[Request] = [
     Generate(messages=(user("one"),)), Score(messages=(user("two"),), options=("A", "B")), Generate(messages=(user("one"),), sampling=Sampling(seed=1)),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies take no time, so that equal ones are equal."""
+    monkeypatch.setattr("aloe.models.cached.perf_counter", lambda: 0.0)
 
 
 def cached(folder: Path, key: str = KEY) -> tuple[CachedModel, FakeModel]:
@@ -101,6 +109,14 @@ def test_order_of_completion_does_not_mix_replies_up(tmp_path: Path) -> None:
     model = CachedModel(Backwards("hash"), KEY, tmp_path)
     assert replies(model, REQUESTS) == replies(FakeModel("hash"), REQUESTS)
     assert replies(cached(tmp_path)[0], REQUESTS) == replies(FakeModel("hash"), REQUESTS)
+
+
+def test_each_reply_has_its_share_of_the_time_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((1.0, 4.0, 10.0, 10.5, 20.0, 20.25, 30.0))
+    monkeypatch.setattr("aloe.models.cached.perf_counter", lambda: next(clock))
+    # Three seconds shared by three, half a second by two, a quarter by one; what the caller does between replies does not count.
+    for _ in range(2):
+        assert [reply.seconds for reply in replies(cached(tmp_path)[0], REQUESTS)] == [1.0, 1.25, 1.5]
 
 
 def test_streams_are_passed_through_and_not_kept(tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from aloe.core.errors import RecipeError, SourceError
 from aloe.core.log import QUIET, Log
 from aloe.core.qa import Answer, Estimate, Grade, Hit, Passage, Question
 from aloe.core.rows import write_jsonl
-from aloe.evals.compare import PARSE_RATE, Record, compare
+from aloe.core.seeds import seed_for
+from aloe.evals.compare import PARSE_RATE, Record, compare, corrected, groups_of
 from aloe.evals.examples import example_files, nearest_by, ready_examples, training_questions
 from aloe.evals.metrics import wilson
+from aloe.evals.statistics import with_ungraded
 from aloe.evals.task import Task, expected_size, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
 from aloe.models.model import Model, Reply, Request
@@ -154,7 +156,9 @@ def evaluate(
     _write_json(out / SCORES, [{**s, "adapter": adapters[s["model"]]} if adapters and s["model"] in adapters else s for s in scores])
     _write_json(
         out / COMPARISONS,
-        [line for (a, of_a), (b, of_b) in _pairs(list(zip(models, values, strict=True))) for line in _compared(trials, a, of_a, b, of_b)],
+        corrected(
+            [line for (a, of_a), (b, of_b) in _pairs(list(zip(models, values, strict=True))) for line in _compared(trials, a, of_a, b, of_b)]
+        ),
     )
     main = {trial.task.metric for trial in trials}
     return {f"{s['model']} {s['task']} {s['strategy']} {s['metric']}": s["value"] for s in scores if s["metric"] in main}
@@ -222,8 +226,8 @@ def _measure(
         estimates = _estimates(trial, graded)
         place = {"model": name, "task": trial.task.name, "strategy": trial.name}
         scores += [{**place, "metric": metric, **estimate._asdict()} for metric, estimate in estimates.items()]
-        values.append([{"question": g.grade.question_id, "value": g.grade.value, "parsed": g.grade.parsed} for g in graded])
-        yield from ({**place, **_record(g)} for g in graded)
+        values.append([_outcome(q, g) for q, g in zip(trial.questions, graded, strict=True)])
+        yield from ({**place, **_record(q, g)} for q, g in zip(trial.questions, graded, strict=True))
         main = estimates[trial.task.metric]
         yield Estimated(name, trial.task.name, trial.name, trial.task.metric, main.value, main.n)
 
@@ -250,9 +254,15 @@ def _graded(task: Task, strategy: Strategy, question: Question) -> Ask[Graded]:
 
 
 def _estimates(trial: Trial, graded: Sequence[Graded]) -> dict[str, Estimate]:
-    """The task's metrics; how often a text could be read; how often a passage with the answer was among those found."""
+    """The task's metrics; how often a text could be read; how often a passage with the answer was among those found.
+
+    The interval of the main one knows which questions share a source, and holds whatever the unreadable replies were worth.
+    """
     grades = [g.grade for g in graded]
     estimates = trial.task.summarise(grades)
+    outcomes = [_outcome(q, g) for q, g in zip(trial.questions, graded, strict=True)]
+    seed = seed_for("mean", trial.task.name, trial.task.metric)
+    estimates[trial.task.metric] = with_ungraded([g.value for g in grades], [g.parsed for g in grades], groups_of(outcomes), seed=seed)
     if trial.reads_text:
         estimates[PARSE_RATE] = wilson(sum(grade.parsed for grade in grades), len(grades))
     found = [bool(set(q.gold_passages) & set(g.answer.passages)) for q, g in zip(trial.questions, graded, strict=True) if q.gold_passages]
@@ -261,11 +271,18 @@ def _estimates(trial: Trial, graded: Sequence[Graded]) -> dict[str, Estimate]:
     return estimates
 
 
-def _record(graded: Graded) -> dict[str, Any]:
+def _outcome(question: Question, graded: Graded) -> dict[str, Any]:
+    """What is compared of one question."""
+    return {"question": question.id, "group": question.group, "value": graded.grade.value, "parsed": graded.grade.parsed}
+
+
+def _record(question: Question, graded: Graded) -> dict[str, Any]:
     """What a line of answers.jsonl says of one question."""
     answer, grade = graded.answer, graded.grade
     return {
         "question": answer.question_id,
+        **{name: value for name in ("subject", "group") if (value := getattr(question, name))},
+        "gold": question.gold if question.options else list(question.references[:1]),
         "prompt": [{"role": message.role, "content": message.content} for message in graded.exchanges[0][0].messages],
         "reply": answer.text,
         "choice": answer.choice,
@@ -277,6 +294,7 @@ def _record(graded: Graded) -> dict[str, Any]:
         "num_tokens": answer.num_tokens,
         "calls": len(graded.exchanges),
         "prompt_tokens": sum(reply.num_prompt_tokens for _, reply in graded.exchanges),
+        "seconds": round(sum(reply.seconds for _, reply in graded.exchanges), 4),
         **{name: list(value) for name in ("examples", "votes", "notes") if (value := getattr(answer, name))},
     }
 

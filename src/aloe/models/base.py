@@ -30,8 +30,13 @@ def locate(spec: str, *, download: bool = False) -> Path | None:
         return None
     if scheme == "package":
         return _package_file(rest, spec)
+    if scheme == "gguf":
+        if not Path(rest).is_file():
+            raise ModelError("the file does not exist", where=rest, do="check the path")
+        return Path(rest)
     if scheme not in ("hf", "hub"):
-        raise ModelError(f"no model source is called {scheme!r}", where=spec, do="known: package:PKG/FILE.gguf, hf:PATH, hub:ORG/NAME@REVISION, toy:")
+        known = "package:PKG/FILE.gguf, gguf:FILE, hf:PATH, hub:ORG/NAME@REVISION, toy:"
+        raise ModelError(f"no model source is called {scheme!r}", where=spec, do=f"known: {known}")
     path = _hub_folder(rest, spec, download) if scheme == "hub" else Path(rest).expanduser()
     if not (path / "config.json").is_file():
         raise ModelError("this is not a Hugging Face model folder (no config.json)", where=str(path), do="check the path")

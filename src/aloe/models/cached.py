@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import IO, Any
 
 from aloe.core.rows import Message
@@ -48,14 +49,20 @@ class CachedModel:
         if not missing:
             return
         with self.path.open("a") as journal:
-            for position, reply in self.inner.reply([requests[i] for i in missing]):
+            before, share, left = perf_counter(), 0.0, len(missing)
+            for position, timeless in self.inner.reply([requests[i] for i in missing]):
                 index = missing[position]
+                # Time that passes is shared by all that still wait: replies of one batch come together, though all took their time.
+                share += (perf_counter() - before) / left
+                left -= 1
+                reply = timeless.model_copy(update={"seconds": round(share, 6)})
                 with _alone(journal):
                     journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")
                     journal.flush()
                 self._known[keys[index]] = reply
                 self.num_misses += 1
                 yield index, reply
+                before = perf_counter()
             os.fsync(journal.fileno())
 
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:

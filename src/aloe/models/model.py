@@ -55,6 +55,8 @@ class Reply(Config):
     num_prompt_tokens: int = 0
     finish: str = "stop"
     """`stop`, or `length` where max_tokens ended it."""
+    seconds: float = 0.0
+    """Its share of the time that its batch took, where that was measured: the shares of a batch sum to its time."""
 
 
 class Delta(NamedTuple):
@@ -87,18 +89,18 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """`hf:PATH`, `package:PACKAGE/FILE.gguf`, `http://host/v1#name`, `vllm:PATH`, `fake:rules`."""
+    """`hf:PATH`, `gguf:FILE`, `package:PACKAGE/FILE.gguf`, `http://host/v1#name`, `vllm:PATH`, `fake:rules`."""
 
     scheme: str
     rest: str
 
     @staticmethod
     def parse(spec: str) -> ModelSpec:
-        """Split a spec; a bare path means hf:."""
+        """Split a spec; a bare path means hf:, or gguf: where it ends so."""
         scheme, colon, rest = spec.partition(":")
-        if colon and scheme in ("hf", "package", "http", "https", "vllm", "fake", "toy"):
+        if colon and scheme in ("hf", "package", "gguf", "http", "https", "vllm", "fake", "toy"):
             return ModelSpec(scheme, rest)
-        return ModelSpec("hf", spec)
+        return ModelSpec("gguf" if spec.endswith(".gguf") else "hf", spec)
 
 
 def open_model(spec: str, machine: Machine) -> Model:
@@ -112,10 +114,10 @@ def open_model(spec: str, machine: Machine) -> Model:
         from aloe.models.hf import HfModel
 
         return HfModel(Path(parsed.rest), machine)
-    if parsed.scheme == "package":
+    if parsed.scheme in ("package", "gguf"):
         from aloe.models.packaged import packaged_model
 
-        return packaged_model(spec, machine)
+        return packaged_model(f"{parsed.scheme}:{parsed.rest}", machine)
     if parsed.scheme in ("http", "https"):
         from aloe.models.remote import RemoteModel
 

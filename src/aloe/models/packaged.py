@@ -1,4 +1,4 @@
-"""A GGUF file inside a Python package as a Model: turned into a folder once, then read like any other."""
+"""A GGUF file, also one inside a Python package, as a Model: turned into a folder once, then read like any other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aloe.models.hf import HfModel
 
 
 def packaged_model(spec: str, machine: Machine) -> HfModel:
-    """The model of package:PKG/FILE.gguf, kept as a folder below the user's cache under the hash of the file."""
+    """The model of package:PKG/FILE.gguf or gguf:FILE, kept as a folder below the user's cache under the hash of the file."""
     source = locate(spec)
     assert source is not None, "a package has a file"
     with source.open("rb") as file:

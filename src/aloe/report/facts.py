@@ -53,6 +53,7 @@ class Comparison(NamedTuple):
     low: float
     high: float
     p: float
+    """Corrected by Holm over the comparisons of its evaluate stage, as the verdict is."""
     n: int
     only_a: int
     only_b: int
@@ -119,7 +120,7 @@ def read_facts(model: Artifact, scores: Sequence[Artifact], stages: Sequence[Art
             names.append(record["model"])
             adapters |= {record["model"]: record["adapter"]} if "adapter" in record else {}
         for record in _records(artifact, COMPARISONS):
-            fields = {key: record[key] for key in Comparison._fields if key != "test"}
+            fields = {key: record[key] for key in Comparison._fields if key != "test"} | {"p": record.get("p_holm", record["p"])}
             tests[_measure(artifact, record), record["a"], record["b"]] = Comparison(**fields, test=record.get("test", ""))
     rank = {stage.name: position for position, stage in enumerate(stages)}
     # lineage gives earlier stages first; Python's sort keeps the evaluation's own order among unknown ones.

@@ -9,7 +9,7 @@ Group = Literal["knowledge", "language", "safety", "other"]
 GROUPS: tuple[Group, ...] = ("knowledge", "language", "safety", "other")
 
 WILSON = "Wilson score interval"
-BOOTSTRAP = "percentile bootstrap over the questions"
+BOOTSTRAP = "bootstrap over the questions (expanded percentiles)"
 
 
 class Metric(NamedTuple):

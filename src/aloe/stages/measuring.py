@@ -20,6 +20,7 @@ class Evaluate(Stage):
 
     kind: Literal["evaluate"]
     makes: ClassVar[str] = "scores"
+    version: ClassVar[int] = 2
     models: tuple[str, ...] = Field(min_length=1)
     """Stages in order of making: neighbours are compared."""
     tasks: tuple[TaskPlan, ...] = Field(min_length=1)
@@ -35,10 +36,12 @@ class Evaluate(Stage):
     def reads(self) -> dict[str, Path]:
         from aloe.ask import context, memory, parse, prior, prompts, refine, registry, strategies, vote
         from aloe.core import toy
-        from aloe.evals import examples, metrics, refusal
+        from aloe.evals import compare, examples, metrics, refusal, statistics, students
         from aloe.evals.task import task_files
 
-        code = (prompts, parse, refusal, metrics, strategies, registry, vote, memory, context, prior, refine, examples)
+        code = (
+            prompts, parse, refusal, metrics, statistics, students, compare, strategies, registry, vote, memory, context, prior, refine, examples,
+        )  # fmt: skip
         files = {f"task {plan.task}: {file.name}": file for plan in self.tasks for file in task_files(plan.task)}
         if any(plan.task.startswith("toy") for plan in self.tasks):
             files["toy"] = Path(toy.__file__)
@@ -93,10 +96,11 @@ class Evaluate(Stage):
 
 
 class Report(Stage):
-    """The final folder: model, card and one HTML page. Every number is read from manifests."""
+    """The final folder: model, card, one HTML page, and one more of each evaluation. Every number is read from manifests and answers."""
 
     kind: Literal["report"]
     makes: ClassVar[str] = "report"
+    version: ClassVar[int] = 2
     model: str
     scores: tuple[str, ...] = ()
     title: str
@@ -115,6 +119,7 @@ class Report(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.artifact import lineage
+        from aloe.assess import write_evaluation
         from aloe.models.folder import whole_folder
         from aloe.report.final import link_model
         from aloe.report.html import write_report
@@ -128,4 +133,6 @@ class Report(Stage):
         link_model(whole_folder(inputs["model"].path, context.work / "whole"), out / "model")
         write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
         write_report(out / "report.html", options, inputs["model"], scores, stages)
+        for artifact in scores:
+            write_evaluation(out / f"evaluation-{artifact.name}.html", artifact)
         return {"model": inputs["model"].name}
