@@ -152,6 +152,24 @@ def _one_of(word: str | None, known: Any, option: str) -> Any:
 
 
 @app.command()
+def gate(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="How often the gates err with the questions at hand, instead of what they said.")] = False,
+    differ: Annotated[float, typer.Option(help="Share of questions on which two equally good models get different grades, where no scores are yet.")] = 0.1,
+    runs: Runs = DEFAULT_RUNS,
+) -> None:  # fmt: skip
+    """Show what a recipe's gates said, or how often they err.  Example: aloe gate recipes/starter.yaml --simulate"""
+    from aloe import runner
+    from aloe.artifact import HashMemo
+    from aloe.gate import simulated, verdicts
+    from aloe.recipe import load_recipe
+
+    nodes = runner.plan(load_recipe(recipe, overrides or []), runs, HashMemo(runs / ".hashes.json"), strict=False)
+    for line in simulated(nodes, differ) if simulate else verdicts(nodes):
+        print(line)
+
+
+@app.command()
 def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""
     from aloe.explain import explain_history

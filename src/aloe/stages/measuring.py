@@ -99,6 +99,8 @@ class Report(Stage):
     makes: ClassVar[str] = "report"
     model: str
     scores: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    """Gate stages whose verdicts the card states."""
     title: str
     """The model's name."""
     authors: str
@@ -108,7 +110,9 @@ class Report(Stage):
     tags: tuple[str, ...] = ("biology", "medical", "healthcare")
 
     def refs(self) -> dict[str, Ref]:
-        return {"model": Ref(self.model, "model")} | {f"scores.{name}": Ref(name, "scores") for name in self.scores}
+        return {"model": Ref(self.model, "model")} | {f"scores.{name}": Ref(name, "scores") for name in self.scores} | {
+            f"gates.{name}": Ref(name, "verdicts") for name in self.gates
+        }
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         return Size(), Cost(0.1, 1.0, 0.05)
