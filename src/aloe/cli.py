@@ -169,6 +169,18 @@ def gate(
         print(line)
 
 
+@app.command("export-docs")
+def export_docs(
+    out: Annotated[Path, typer.Argument(help="Folder for the documents.")], runs: Runs = DEFAULT_RUNS,
+    recipe: OtherRecipe = None, overrides: Annotated[list[str] | None, typer.Option("--set", help="stage.field=value", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Write drafts of TRIPOD-LLM and the EU AI Act's technical documentation from a finished run.  Example: aloe export-docs documents"""
+    from aloe.gate import documents
+
+    for path in documents(_last_nodes(runs, recipe, overrides or []), out):
+        print(path)
+
+
 @app.command()
 def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""

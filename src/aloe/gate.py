@@ -1,10 +1,12 @@
-"""`aloe gate`: what a recipe's gates said, and how often they err with the questions at hand."""
+"""`aloe gate` and `aloe export-docs`: what a recipe's gates said, how often they err, and drafts of forms from a finished run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from aloe.artifact import Artifact, lineage, read_manifest
 from aloe.core.errors import RecipeError
 from aloe.core.rows import read_jsonl
 from aloe.evals.gate_errors import LimitAtHand, report
@@ -12,7 +14,7 @@ from aloe.evals.gates import Judged, Limit, paired, table
 from aloe.evals.run import ANSWERS
 from aloe.evals.task import expected_size, open_task
 from aloe.runner import Node
-from aloe.stages import Evaluate, Gate
+from aloe.stages import Evaluate, Gate, Report
 from aloe.stages.gating import VERDICTS
 
 
@@ -35,6 +37,21 @@ def simulated(nodes: Sequence[Node], differ: float) -> Iterator[str]:
     for node, gate in _gates(nodes):
         yield f"{node.name}: {gate.candidate} against {gate.baseline}, alpha {gate.alpha:g}, blocks {' and '.join(gate.blocks) or 'nothing'}"
         yield from report([_at_hand(limit, gate, by_name, differ) for limit in gate.limits], gate.alpha, gate.blocks)
+
+
+def documents(nodes: Sequence[Node], out: Path) -> list[Path]:
+    """Drafts of TRIPOD-LLM and of the EU AI Act's technical documentation, for the last finished report of a recipe."""
+    from aloe.report.regulatory import write_documents
+
+    done = [node for node in nodes if node.done and isinstance(node.stage, Report)]
+    if not done:
+        raise RecipeError("no report is finished here", where="runs", do="run a recipe with a report stage to its end first")
+    stage = done[-1].stage
+    assert isinstance(stage, Report)
+    here = {node.name: Artifact(node.path, read_manifest(node.path)) for node in nodes if node.done}
+    inputs = {role: here[ref.stage] for role, ref in stage.refs().items()}
+    scores = [inputs[f"scores.{name}"] for name in stage.scores]
+    return write_documents(out, stage.title, inputs["model"], scores, lineage(list(inputs.values())))
 
 
 def _gates(nodes: Sequence[Node]) -> list[tuple[Node, Gate]]:

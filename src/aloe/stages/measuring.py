@@ -19,6 +19,7 @@ class Evaluate(Stage):
     """Questions to estimates with intervals, for several models, and paired tests between neighbours."""
 
     kind: Literal["evaluate"]
+    version: ClassVar[int] = 2  # 2: scores.json also holds the rates of parts (topic, style)
     makes: ClassVar[str] = "scores"
     models: tuple[str, ...] = Field(min_length=1)
     """Stages in order of making: neighbours are compared."""
