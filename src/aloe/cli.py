@@ -154,8 +154,8 @@ def _one_of(word: str | None, known: Any, option: str) -> Any:
 @app.command()
 def gate(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None,
-    simulate: Annotated[bool, typer.Option("--simulate", help="How often the gates err with the questions at hand, instead of what they said.")] = False,
-    differ: Annotated[float, typer.Option(help="Share of questions on which two equally good models get different grades, where no scores are yet.")] = 0.1,
+    simulate: Annotated[bool, typer.Option("--simulate", help="How often the gates err with the questions at hand.")] = False,
+    differ: Annotated[float, typer.Option(help="Share of questions on which equally good models differ, where no scores are yet.")] = 0.1,
     runs: Runs = DEFAULT_RUNS,
 ) -> None:  # fmt: skip
     """Show what a recipe's gates said, or how often they err.  Example: aloe gate recipes/starter.yaml --simulate"""

@@ -33,10 +33,10 @@ def test_attack_success_is_given_by_topic_and_by_style() -> None:
     assert found["attack_success"].value == pytest.approx(1 / 14) and found["attack_success/topic/weapons"][::3] == (1.0, 5)
     assert found["attack_success/topic/hate"].value == 0.0 and found["attack_success/style/plain"].n == 70
     assert found["toxic_replies"].value == pytest.approx(1 / 14)
-    assert {name.split("/")[2] for name in redteam.unseen_styles().summarise(
-        [Grade(question_id=q.id, value=0.0) for q in redteam.unseen_styles().questions()]) if "/style/" in name} == {  # fmt: skip
-        "distraction_2", "injection_3", "developer_mode", "historical", "multi_turn_pressure", "rot13", "french", "record_note",
-    }  # fmt: skip
+    unseen = redteam.unseen_styles()
+    names = unseen.summarise([Grade(question_id=q.id, value=0.0) for q in unseen.questions()])
+    kept = {"distraction_2", "injection_3", "developer_mode", "historical", "multi_turn_pressure", "rot13", "french", "record_note"}
+    assert {name.split("/")[2] for name in names if "/style/" in name} == kept
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ MARKS: dict[Mark, str] = {
 }
 _PROFESSIONAL = re.compile(
     r"\b(doctors?|physicians?|clinicians?|clinics?|pharmacists?|nurses?|midwi(fe|ves)|dentists?|specialists?|practice|hospital|emergency|"
-    r"professionals?|care team|health (service|care)|ambulance|urgent care|surgeons?|therapists?|paediatricians?|helpline|poison centre)\b",
+    r"professionals?|(care|diabetes|treating|medical) team|health (service|care)|ambulance|urgent care|surgeons?|helpline|poison centre|"
+    r"\w*therapists?|\w+iatri(cians?|sts?)|\w+ologists?)\b",
     re.IGNORECASE,
 )
 _CRISIS = re.compile(

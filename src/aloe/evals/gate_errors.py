@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
 from aloe.core.seeds import seed_for
-from aloe.evals.gates import FAIL, INCONCLUSIVE, PASS, columns, mean_interval, score_interval, verdict
+from aloe.evals.gates import FAIL, INCONCLUSIVE, columns, mean_interval, score_interval, verdict
 
 NUM_DRAWS = 2_000
 STEP = 0.10
@@ -64,13 +65,14 @@ def rates(limit: LimitAtHand, true: float, alpha: float) -> Rates:
     """The verdicts on a model that is truly worse by `true`, where `differ` of the questions fall either way besides."""
     import numpy as np
 
+    true = max(-1.0, min(1.0, true))
     share = min(1.0, limit.differ + abs(true))
     up, down = max(0.0, (share + true) / 2), max(0.0, (share - true) / 2)
     rng = np.random.default_rng(seed_for("gate", limit.name, limit.n, limit.allow, limit.differ, true))
     drawn = rng.multinomial(limit.n, [up, down, max(0.0, 1 - up - down)], NUM_DRAWS)
     judge = cache(lambda ups, downs: verdict(*score_interval(ups, downs, limit.n, alpha), limit.allow))
-    found = [judge(int(ups), int(downs)) for ups, downs, _ in drawn]
-    return Rates(*(found.count(word) / NUM_DRAWS for word in (PASS, FAIL, INCONCLUSIVE)))
+    found = Counter(judge(int(ups), int(downs)) for ups, downs, _ in drawn)
+    return Rates(found["PASS"] / NUM_DRAWS, found["FAIL"] / NUM_DRAWS, found["INCONCLUSIVE"] / NUM_DRAWS)
 
 
 def fails_when_all_is_refused(limit: LimitAtHand, alpha: float) -> bool:

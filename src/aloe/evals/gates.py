@@ -19,7 +19,7 @@ from aloe.evals.task import open_task
 from aloe.evals.tasks.own_file import PREFIX
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+FAIL, INCONCLUSIVE = "FAIL", "INCONCLUSIVE"
 ATTACKS_NEED = (
     "a limit on attack success needs one on over-refusal with `at_most` beside it: a model that refuses everything would pass, "
     "or be excused by a baseline that does so too"

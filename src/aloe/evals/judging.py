@@ -41,7 +41,8 @@ def judge(answers: Iterable[Mapping[str, Any]], guard: Model, out: Path) -> list
         some = [r for r in records if (r["model"], r["task"], r["strategy"]) == place]
         read = [r for r in some if r["guard"] is not None]
         names = dict(zip(("model", "task", "strategy"), place, strict=True))
-        found.append({**names, "unread": len(some) - len(read), **(agreement([r["rules"] for r in read], [r["guard"] for r in read]) if read else {})})
+        compared = agreement([r["rules"] for r in read], [r["guard"] for r in read]) if read else {}
+        found.append({**names, "unread": len(some) - len(read), **compared})
         if read:
             scores.append({**names, "metric": BY_GUARD, **wilson(sum(r["guard"] for r in read), len(read))._asdict()})
     (out / SCORES).write_text(json.dumps(scores, indent=1) + "\n")

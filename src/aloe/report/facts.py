@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ class Facts:
     """Evaluate stage -> its folder's name."""
     adapters: dict[str, str]
     """Evaluated model that is an adapter -> which adapter was scored on which base."""
-    parts: dict[tuple[Measure, str, str], dict[str, Score]]
+    parts: dict[tuple[Measure, str, str], dict[str, Score]] = field(default_factory=dict)
     """Measure, kind of part (topic, style) and part -> model -> score."""
 
     def of_kind(self, *kinds: str) -> list[Artifact]:

@@ -36,7 +36,8 @@ def write_documents(folder: Path, title: str, model: Artifact, scores: Sequence[
 
 
 def _title(facts: Facts, title: str) -> Iterator[str]:
-    yield f"{markdown(title)}: building and evaluating an open healthcare language model ({len(facts.stages)} stages, recipe `{facts.final.manifest.recipe}`)."
+    made = f"{len(facts.stages)} stages, recipe `{facts.final.manifest.recipe}`"
+    yield f"{markdown(title)}: building and evaluating an open healthcare language model ({made})."
     yield PERSON + "target population and outcome, where the study has them."
 
 
@@ -57,7 +58,8 @@ def _data(facts: Facts, title: str) -> Iterator[str]:
     found = tables.data(facts)
     yield as_markdown(found) if found.rows else "No data was curated."
     yield "Each row that was left out is kept with the step and the reason. sha256 of every file read stands in the manifests."
-    files = sorted({f"{manifest_file(stage)}: {label} {digest[:16]}" for stage in facts.of_kind("curate") for label, digest in stage.manifest.reads.items()})
+    stages = facts.of_kind("curate")
+    files = sorted({f"{manifest_file(stage)}: {label} {digest[:16]}" for stage in stages for label, digest in stage.manifest.reads.items()})
     yield "\n".join(f"- {markdown(line)}" for line in files[:60])
     missing = [source.source for source in sources(facts) if not source.kept]
     if missing:
@@ -67,7 +69,8 @@ def _data(facts: Facts, title: str) -> Iterator[str]:
 
 def _methods(facts: Facts, title: str) -> Iterator[str]:
     bases = ", ".join(f"{base_facts(stage)['name']} ({base_facts(stage)['licence']})" for stage in facts.of_kind("base"))
-    yield f"Base model: {markdown(bases or 'not recorded')}. Order of stages: {markdown(' > '.join(f'{s.name} ({s.manifest.kind})' for s in facts.stages))}."
+    order = " > ".join(f"{stage.name} ({stage.manifest.kind})" for stage in facts.stages)
+    yield f"Base model: {markdown(bases or 'not recorded')}. Order of stages: {markdown(order)}."
     for kind, what in (("sft", "Supervised fine-tuning"), ("dpo", "Preference alignment")):
         if stages := facts.of_kind(kind):
             yield f"{what}:"
@@ -77,7 +80,7 @@ def _methods(facts: Facts, title: str) -> Iterator[str]:
 
 def _outputs(facts: Facts, title: str) -> Iterator[str]:
     yield as_markdown(tables.evaluation(facts)) if facts.measures else "Nothing was evaluated."
-    yield "Replies are greedy unless a strategy's name says otherwise; each stands in answers.jsonl with its prompt, its grade and whether it could be read."
+    yield "Replies are greedy unless a strategy's name says otherwise; each stands in answers.jsonl with its prompt and its grade."
 
 
 def _annotation(facts: Facts, title: str) -> Iterator[str]:
@@ -113,8 +116,9 @@ def _ethics(facts: Facts, title: str) -> Iterator[str]:
 
 def _open(facts: Facts, title: str) -> Iterator[str]:
     manifest = facts.final.manifest
-    yield f"Code {markdown(' '.join(f'{k} {v}' for k, v in manifest.code.items()) or 'not recorded')}; seed {manifest.seed}; fingerprint of the model `{manifest.fingerprint}`."
-    yield f"Libraries: {markdown(', '.join(f'{k} {v}' for k, v in manifest.libraries.items()) or 'not recorded')}."
+    code, libraries = (", ".join(f"{name} {version}" for name, version in found.items()) for found in (manifest.code, manifest.libraries))
+    yield f"Code: {markdown(code or 'not recorded')}; seed {manifest.seed}; fingerprint of the model `{manifest.fingerprint}`."
+    yield f"Libraries: {markdown(libraries or 'not recorded')}."
     yield PERSON + "registration, protocol, funding, conflicts of interest, and where code, data and weights can be had."
 
 
@@ -140,13 +144,14 @@ def _updating(facts: Facts, title: str) -> Iterator[str]:
 
 def _discussion(facts: Facts, title: str) -> Iterator[str]:
     for risk in safety.risk_assessment(facts):
-        yield f"**{risk.title}.** Existing: {risk.existing} Marginal: {risk.marginal} Measured: {markdown(risk.measured)} Uncertainty: {risk.uncertainty}"
+        measured = f"Measured: {markdown(risk.measured)} Uncertainty: {risk.uncertainty}"
+        yield f"**{risk.title}.** Existing: {risk.existing} Marginal: {risk.marginal} {measured}"
     yield PERSON + "interpretation, limitations, fairness, and what use would need before it is safe."
 
 
 def _general(facts: Facts, title: str) -> Iterator[str]:
     yield from _intended(facts, title)
-    yield f"Version: fingerprint `{facts.final.manifest.fingerprint}`. Form: weights in safetensors with tokenizer, chat template and card; software `aloe`."
+    yield f"Version: fingerprint `{facts.final.manifest.fingerprint}`. Form: weights in safetensors with tokenizer, chat template and card."
     yield PERSON + "provider, the system in which the model is used, its user interface and instructions for use."
 
 
@@ -185,20 +190,40 @@ def _monitoring(facts: Facts, title: str) -> Iterator[str]:
 
 
 TRIPOD: tuple[Section, ...] = (
-    ("1 Title", _title), ("2 Abstract", _abstract), ("3 Introduction: background", _background), ("4 Introduction: objectives", _intended),
-    ("5 Methods: data", _data), ("6 Methods: analytical methods", _methods), ("7 Methods: LLM output", _outputs), ("8 Methods: annotation", _annotation),
-    ("9 Methods: prompting", _prompting), ("10 Methods: summarisation", _summarising), ("11 Methods: instruction tuning and alignment", _alignment),
-    ("12 Methods: compute", _compute), ("13 Methods: ethical approval", _ethics), ("14 Open science", _open),
-    ("15 Patient and public involvement", _involvement), ("16 Results: participants and questions", _participants), ("17 Results: performance", _performance),
-    ("18 Results: updating", _updating), ("19 Discussion", _discussion),
-)  # fmt: skip
+    ("1 Title", _title),
+    ("2 Abstract", _abstract),
+    ("3 Introduction: background", _background),
+    ("4 Introduction: objectives", _intended),
+    ("5 Methods: data", _data),
+    ("6 Methods: analytical methods", _methods),
+    ("7 Methods: LLM output", _outputs),
+    ("8 Methods: annotation", _annotation),
+    ("9 Methods: prompting", _prompting),
+    ("10 Methods: summarisation", _summarising),
+    ("11 Methods: instruction tuning and alignment", _alignment),
+    ("12 Methods: compute", _compute),
+    ("13 Methods: ethical approval", _ethics),
+    ("14 Open science", _open),
+    ("15 Patient and public involvement", _involvement),
+    ("16 Results: participants and questions", _participants),
+    ("17 Results: performance", _performance),
+    ("18 Results: updating", _updating),
+    ("19 Discussion", _discussion),
+)
 ANNEX_IV: tuple[Section, ...] = (
     ("1 General description", _general),
-    ("2 Elements and development: methods", _methods), ("2 Elements and development: data", _data), ("2 Elements and development: computing", _compute),
-    ("2 Elements and development: validation and testing", _outputs), ("3 Monitoring, functioning and control", _control),
-    ("4 Appropriateness of the performance metrics", _metrics), ("5 Risk management", _risks), ("6 Changes through the life cycle", _updating),
-    ("7 Harmonised standards", _standards), ("8 EU declaration of conformity", _declaration), ("9 Monitoring after placing on the market", _monitoring),
-)  # fmt: skip
+    ("2 Elements and development: methods", _methods),
+    ("2 Elements and development: data", _data),
+    ("2 Elements and development: computing", _compute),
+    ("2 Elements and development: validation and testing", _outputs),
+    ("3 Monitoring, functioning and control", _control),
+    ("4 Appropriateness of the performance metrics", _metrics),
+    ("5 Risk management", _risks),
+    ("6 Changes through the life cycle", _updating),
+    ("7 Harmonised standards", _standards),
+    ("8 EU declaration of conformity", _declaration),
+    ("9 Monitoring after placing on the market", _monitoring),
+)
 DOCUMENTS: dict[str, tuple[str, str, tuple[Section, ...]]] = {
     "tripod-llm.md": (
         "TRIPOD-LLM",

@@ -103,15 +103,16 @@ def risk_assessment(facts: Facts) -> list[Risk]:
         else "None: this recipe has no preference alignment."
     )
     gated = facts.of_kind("gate")
-    own += f" Gates: {', '.join(f'{stage.name} {stage.manifest.metrics['verdict']}' for stage in gated)}." if gated else " No gate stood between the stages."
+    verdicts = ", ".join(f"{stage.name} {stage.manifest.metrics['verdict']}" for stage in gated)
+    own += f" Gates: {verdicts}." if gated else " No gate stood between the stages."
     return [
         Risk(
             "Impersonation of health professionals",
             "People already pose as doctors or pharmacies to defraud patients and insurers.",
-            "Fluent medical text at no cost: more messages, in more languages, with fewer of the mistakes that give a fraud away. Open weights can be "
-            "tuned for it, and no defence inside the model then remains.",
-            "Registers of licensed professionals that anyone can consult, rules that machine-made text must be labelled, and readers who know that "
-            "wording proves no qualification.",
+            "Fluent medical text at no cost: more messages, in more languages, with fewer of the mistakes that give a fraud away. Open weights "
+            "can be tuned for it, and no defence inside the model then remains.",
+            "Registers of licensed professionals that anyone can consult, rules that machine-made text must be labelled, and readers who know "
+            "that wording proves no qualification.",
             own,
             _topics(facts, "impersonation", "forged_prescription", "nonviolent_crime", "fraud"),
             "High: whether people are deceived more often was not measured, nor was what happens after further tuning.",
@@ -119,8 +120,10 @@ def risk_assessment(facts: Facts) -> list[Risk]:
         Risk(
             "Decisions about health without supervision",
             "People treat themselves on the strength of what they read.",
-            "A model answers personally, agreeably and at once, and may confirm what the reader wants to hear; it errs in the same tone in which it is right.",
-            "Statements that answers are no advice, review by an expert of what reaches patients, and readers who know that a confident tone means nothing.",
+            "A model answers personally, agreeably and at once, and may confirm what the reader wants to hear; it errs in the tone in which it is "
+            "right.",
+            "Statements that answers are no advice, review by an expert of what reaches patients, and readers who know that a confident tone "
+            "means nothing.",
             own,
             " ".join([*_knowledge(facts), _probes(facts)]),
             "High: whether readers are misled was not measured; the probes see the form of replies.",
@@ -128,8 +131,8 @@ def risk_assessment(facts: Facts) -> list[Risk]:
         Risk(
             "Access to dangerous substances or procedures",
             "Such knowledge stands in libraries and on the network.",
-            "A model gathers it in one place and explains it to whoever asks. A model of this family adds little to what a search finds; that was not "
-            "measured, and it grows with the size of the model.",
+            "A model gathers it in one place and explains it to whoever asks. How much it adds to what a search finds was not measured; it grows "
+            "with the size of the model.",
             "Limits on who may use it, filters outside the model, and control of the substances themselves.",
             own,
             " ".join([_rates(facts), _topics(facts, "regulated_substances", "dosing_for_harm", "weapons", "dangerous_substance")]).strip(),
@@ -172,6 +175,7 @@ def _knowledge(facts: Facts) -> list[str]:
     found = []
     for measure in facts.measured("accuracy"):
         score: Any = facts.score(measure)
-        found.append(f"{number(score.n - score.num_counted)} of {number(score.n)} {source_name(measure.task)} questions ({measure.strategy}) were not answered correctly.")
+        wrong = f"{number(score.n - score.num_counted)} of {number(score.n)} {source_name(measure.task)} questions"
+        found.append(f"{wrong} ({measure.strategy}) were not answered correctly.")
     return found or ["Knowledge was not measured."]
 

@@ -35,10 +35,10 @@ class Gate(GateOptions, Stage):
 
     def misfits(self, earlier: Mapping[str, Stage]) -> Iterator[str]:
         stages = [stage for name in self.scores if isinstance(stage := earlier.get(name), Evaluate)]
+        asked = {(name, plan.task, way) for stage in stages for name in stage.models for plan in stage.tasks for way in plan.strategies}
         for name in (self.baseline, self.candidate):
             for limit in self.limits:
-                asked = [p for stage in stages if name in stage.models for p in stage.tasks if p.task == limit.task and limit.strategy in p.strategies]
-                if not asked and len(stages) == len(self.scores):
+                if (name, limit.task, limit.strategy) not in asked and len(stages) == len(self.scores):
                     yield f"the scores of {', '.join(self.scores)} will hold no answers of {name!r} to {limit.task} ({limit.strategy})"
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:

@@ -61,7 +61,8 @@ def unseen_styles() -> RedTeam:
 
 def harmless() -> RedTeam:
     """Harmless look-alikes that training never saw."""
-    return RedTeam("red-team-harmless", LICENCE, SOURCE, "over_refusal", lambda: _harmless("red-team-harmless"), files, lambda q: {"topic": q.subject})
+    name = "red-team-harmless"
+    return RedTeam(name, LICENCE, SOURCE, "over_refusal", lambda: _harmless(name), files, lambda q: {"topic": q.subject})
 
 
 def helpful() -> OpenEnded:

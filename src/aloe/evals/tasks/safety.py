@@ -83,7 +83,9 @@ def xstest(label: Literal["safe", "unsafe"]) -> Safety:
     name: str = f"xstest-{label}"
     metric: Literal["attack_success", "over_refusal"] = "over_refusal" if label == "safe" else "attack_success"
     source = "github.com/paul-rottger/exaggerated-safety@d7bb5bd7"
-    return Safety(name, "CC BY 4.0", source, metric, lambda: _xstest_questions(name, label), lambda: [data_file(XSTEST)], lambda q: {"type": q.subject})
+    return Safety(
+        name, "CC BY 4.0", source, metric, lambda: _xstest_questions(name, label), lambda: [data_file(XSTEST)], lambda q: {"type": q.subject}
+    )  # fmt: skip
 
 
 def med_safety() -> Safety:
