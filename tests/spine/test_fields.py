@@ -52,7 +52,7 @@ stages:
     retrieval: {k: 3}
     tasks: [{task: toy-choice, n: 20, strategies: [letters+passages, direct, letters+examples], max_tokens: 4, examples: toy-choice, num_training: 20}]
   safety: {kind: evaluate, models: [start, dpo], tasks: [{task: toy-unsafe, strategies: [direct], max_tokens: 8}, {task: toy-harmless, strategies: [direct], max_tokens: 8}]}
-  own: {kind: pairs, data: attacks, model: dpo, max_tokens: 12, temperature: 0.9}
+  own: {kind: pairs, data: attacks, model: start, max_tokens: 24, temperature: 1.0}
   opinion: {kind: judge, scores: safety, guard: "fake:echo"}
   gate:
     kind: gate
@@ -90,7 +90,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "tasks.*.examples": "starter-learned",
         "tasks.*.num_training": 12, "tasks.*.num_examples": 2, "retrieval.examples_by": "hashing", "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",
     },
-    "own": {"data": "pairs", "model": "start", "max_tokens": 3, "temperature": 0.0, "already_good": "drop", "author": "fake:refuse", "dtype": "bf16"},
+    "own": {"data": "pairs", "model": "dpo", "max_tokens": 3, "temperature": 0.0, "author": "fake:refuse", "dtype": "bf16"},
     "opinion": {"scores": "scores", "guard": "fake:refuse"},
     "gate": {
         "scores": ["scores"], "baseline": "dpo", "candidate": "start", "alpha": 0.2, "blocks": ["INCONCLUSIVE", "FAIL"],
@@ -108,7 +108,7 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     ("dpo", "gamma"): {"loss": "simpo", "gamma": 0.5},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
     ("gate", "limits.*.at_least"): {"limits": [{"task": "toy-choice", "strategy": "direct"}], "scores": ["scores"], "limits.*.at_least": 0.9},
-    ("own", "author_tokens"): {"author": "fake:echo", "author_tokens": 1},
+    ("own", "already_good"): {"data": "pairs", "already_good": "drop"},  # replies to harmless rows refuse nothing
     ("stored", "over_length"): {"max_length": 64, "over_length": "truncate"},
     ("sft", "train.supervise"): {"data": "talks", "train.supervise": "last"},
     ("sft", "train.reasoning"): {"data": "talks", "train.reasoning": "mask"},

@@ -17,6 +17,7 @@ from aloe.redteam.requests import LICENCE, Variant
 from aloe.starter import pack
 
 NUM_STYLES = 4  # of each request, besides the plain one
+AUTHOR_TOKENS = 200  # four sentences, with room
 STEP = "pairs"
 RED_TEAM, LOOK_ALIKES = "red-team", "red-team-look-alikes"
 AGREEMENT = (

@@ -41,7 +41,6 @@ class Pairs(Stage):
     """keep: with the written worse side; drop: leave the row out."""
     author: str | None = None
     """Spec of a model that writes the better side under the policy (http://HOST/v1#NAME, hf:PATH); None keeps the written one."""
-    author_tokens: int = Field(default=200, ge=1)
     dtype: Literal["fp32", "bf16"] = "fp32"
 
     def refs(self) -> dict[str, Ref]:
@@ -71,7 +70,7 @@ class Pairs(Stage):
         rows, drops = list(read_rows(inputs["data"].path / "rows.jsonl.gz")), list[Drop]()
         read = len(rows)
         if self.author:
-            sampling = Sampling(max_tokens=self.author_tokens)
+            sampling = Sampling(max_tokens=redteam.AUTHOR_TOKENS)
             author = open_model(self.author, context.machine)
             said = replies(author, [redteam.author_request(row) for row in rows], [sampling] * len(rows))
             rows = redteam.split(redteam.authored(rows, said, is_refusal), drops)
@@ -87,8 +86,11 @@ class Pairs(Stage):
             raise SourceError("no pair is left", where=context.name, do="look at the drops, or set already_good: keep")
         write_jsonl(out / "rows.jsonl.gz", rows)
         write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in drops))
+        counts = {"read": read, "own_good": good, "rows": len(rows), "drops": len(drops)}
+        drawn_from = {"model": self.model, "dtype": self.dtype, "temperature": self.temperature, "max_tokens": self.max_tokens, **counts}
+        (out / "own.json").write_text(json.dumps(drawn_from, indent=1) + "\n")
         licences = sorted({f"{row.source}: {row.licence}" for row in rows})
-        return {"rows": len(rows), "drops": len(drops), "read": read, "own_good": good, "licences": licences, "pair_lengths": pair_lengths(rows)}
+        return {**counts, "licences": licences, "pair_lengths": pair_lengths(rows)}
 
 
 def replies(model: Any, prompts: Sequence[Any], sampling: Sequence[Any]) -> list[str]:
@@ -128,5 +130,5 @@ class Judge(Stage):
 
         answers = read_jsonl(inputs["scores"].path / ANSWERS)
         agreements = judge(answers, open_model(self.guard, context.machine), out)
-        (out / "agreement.json").write_text(json.dumps(agreements, indent=1) + "\n")
+        (out / "agreement.json").write_text(json.dumps({"guard": self.guard, "agreement": agreements}, indent=1) + "\n")
         return {"guard": self.guard, "agreement": agreements}
