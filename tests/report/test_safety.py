@@ -62,7 +62,7 @@ def test_the_card_says_which_gates_passed(make_run: MakeRun, tmp_path: Path) -> 
 
 def test_without_a_gate_the_card_says_that_nothing_was_kept_back(make_run: MakeRun, tmp_path: Path) -> None:
     text = card(make_run(), tmp_path)
-    assert "This recipe has no gate" in text and "No gate stood between the stages" in text
+    assert "No gate led to this card" in text and "No gate stood between the stages" in text
 
 
 def test_rates_by_style_are_a_table_of_styles_and_models_and_no_measures_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:

@@ -33,9 +33,8 @@ def files() -> dict[str, Path]:
     """What the rows are made from, by label."""
     from aloe.core import policy as written
 
-    return {"red-team pack": requests.FOLDER, "safe answers": pack.FOLDER / "safety", "policy": FILE, "policy code": Path(written.__file__)} | {
-        "red-team rows": Path(__file__)
-    }
+    made = {"safe answers": pack.FOLDER / "safety", "policy": FILE, "policy code": Path(written.__file__), "red-team rows": Path(__file__)}
+    return {f"red-team {path.name}": path for path in requests.files()} | made
 
 
 def red_team() -> Iterator[Row]:

@@ -66,6 +66,11 @@ class Variant(NamedTuple):
         return f"{self.request.risk}/{self.request.id}/{self.style}"
 
 
+def files() -> list[Path]:
+    """Requests, styles and words, and the code that reads them; not the folder, in which Python keeps files of its own."""
+    return sorted(path for path in FOLDER.iterdir() if path.suffix in (".json", ".jsonl", ".txt", ".py"))
+
+
 @cache
 def unsafe() -> tuple[Request, ...]:
     """Requests with which the policy does something else than to answer."""

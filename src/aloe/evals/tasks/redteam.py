@@ -72,7 +72,7 @@ def helpful() -> OpenEnded:
 
 def files() -> list[Path]:
     """Requests and styles, the policy, and the code that reads them."""
-    return [requests.FOLDER, policy.FILE, Path(policy.__file__)]
+    return [*requests.files(), policy.FILE, Path(policy.__file__), Path(__file__)]
 
 
 def _task(name: str, dressed: DressedBy) -> RedTeam:
