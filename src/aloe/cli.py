@@ -153,6 +153,36 @@ def _one_of(word: str | None, known: Any, option: str) -> Any:
 
 
 @app.command()
+def gate(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="How often the gates err with the questions at hand.")] = False,
+    differ: Annotated[float, typer.Option(help="Share of questions on which equally good models differ, where no scores are yet.")] = 0.1,
+    runs: Runs = DEFAULT_RUNS,
+) -> None:  # fmt: skip
+    """Show what a recipe's gates said, or how often they err.  Example: aloe gate recipes/starter.yaml --simulate"""
+    from aloe import runner
+    from aloe.artifact import HashMemo
+    from aloe.gate import simulated, verdicts
+    from aloe.recipe import load_recipe
+
+    nodes = runner.plan(load_recipe(recipe, overrides or []), runs, HashMemo(runs / ".hashes.json"), strict=False)
+    for line in simulated(nodes, differ) if simulate else verdicts(nodes):
+        print(line)
+
+
+@app.command("export-docs")
+def export_docs(
+    out: Annotated[Path, typer.Argument(help="Folder for the documents.")], runs: Runs = DEFAULT_RUNS,
+    recipe: OtherRecipe = None, overrides: Annotated[list[str] | None, typer.Option("--set", help="stage.field=value", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Write drafts of TRIPOD-LLM and the EU AI Act's technical documentation from a finished run.  Example: aloe export-docs documents"""
+    from aloe.gate import documents
+
+    for path in documents(_last_nodes(runs, recipe, overrides or []), out):
+        print(path)
+
+
+@app.command()
 def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""
     from aloe.explain import explain_history

@@ -53,4 +53,6 @@ def _problems(recipe: Recipe, document: Document) -> Iterator[RecipeError]:
                 yield RecipeError(f"{name}.{role}: the stage {ref.stage!r} comes later", where=where, do=f"move {ref.stage!r} before {name!r}")
             elif ref.stage not in earlier:
                 yield RecipeError(f"{name}.{role}: no stage is named {ref.stage!r}", where=where, do=nearest(ref.stage, fitting))
+        for misfit in stage.misfits({other: recipe.stages[other] for other in earlier}):
+            yield RecipeError(f"{name}: {misfit}", where=document.where(("stages", name)), do="let the evaluate stage ask it, or take it out here")
         earlier[name] = stage.makes

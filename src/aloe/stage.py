@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -89,6 +89,10 @@ class Stage(Config):
     def refs(self) -> dict[str, Ref]:
         """Role -> earlier stage."""
         return {}
+
+    def misfits(self, earlier: Mapping[str, Stage]) -> Iterator[str]:
+        """What this stage asks of earlier stages and will not find in them; a recipe with such a stage is not started."""
+        yield from ()
 
     def reads(self) -> dict[str, Path]:
         """Files and folders outside the run whose content is part of the result; raises where one cannot be opened."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from aloe.core.rows import Drop, Row, Step
 from aloe.data.curate import STEPS, Curated, avoid, complete, curate, exact, length, normal, repair
+from aloe.data.lengths import balance_lengths
 from toys import assistant, row, system, user
 
 
@@ -148,7 +149,7 @@ def test_length_counts_every_turn_and_the_rejected_answer() -> None:
 
 
 def test_every_step_that_a_recipe_can_name_is_there() -> None:
-    assert {"repair": repair, "complete": complete, "exact": exact} == STEPS
+    assert {"repair": repair, "complete": complete, "exact": exact, "lengths": balance_lengths} == STEPS
 
 
 def test_nothing_leaves_without_a_reason() -> None:

@@ -180,14 +180,14 @@ def test_without_a_direct_test_the_verdict_names_the_neighbour(make_run: MakeRun
 def test_sentences_keep_their_spaces(make_run: MakeRun, tmp_path: Path) -> None:
     text = card(make_run(), tmp_path)
     assert "then `redteam` (597 pairs in 1 chunk). The model" in text
-    assert "(letters) were not answered correctly; 30 of 100" in text and "correctly. Whether" in text
+    assert "(letters) were not answered correctly. 30 of 100" in text
     assert "is wrong (higher is better). 95 % interval" in text
 
 
 def test_without_scores_nothing_is_claimed(make_run: MakeRun, tmp_path: Path) -> None:
     text = card(make_run(with_scores=False), tmp_path)
     assert "did not evaluate" in text and "Nothing was measured" in text and "model-index" not in text
-    assert "knowledge was not measured" in text and "neither attack success nor over-refusal was measured" in text
+    assert "Knowledge was not measured" in text and "Neither attack success nor over-refusal was measured" in text
 
 
 def test_a_base_alone_says_that_nothing_was_trained(make_run: MakeRun, tmp_path: Path) -> None:

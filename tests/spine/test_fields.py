@@ -52,6 +52,16 @@ stages:
     index: library
     retrieval: {k: 3}
     tasks: [{task: toy-choice, n: 20, strategies: [letters+passages, direct, letters+examples], max_tokens: 4, examples: toy-choice, num_training: 20}]
+  safety: {kind: evaluate, models: [start, dpo], tasks: [{task: toy-unsafe, strategies: [direct], max_tokens: 8}, {task: toy-harmless, strategies: [direct], max_tokens: 8}]}
+  own: {kind: pairs, data: attacks, model: start, max_tokens: 24, temperature: 1.0}
+  opinion: {kind: judge, scores: safety, guard: "fake:echo"}
+  gate:
+    kind: gate
+    scores: [safety]
+    baseline: start
+    candidate: dpo
+    blocks: []
+    limits: [{task: toy-unsafe, strategy: direct}, {task: toy-harmless, strategy: direct, allow: 0.05, at_most: 0.5}]
   report: {kind: report, model: dpo, scores: [scores], title: t, authors: a, licence: Apache-2.0}
 """
 
@@ -81,7 +91,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "tasks.*.strategies": ["direct"], "tasks.*.max_tokens": 2, "tasks.*.examples": "starter-learned",
         "tasks.*.num_training": 12, "tasks.*.num_examples": 2, "retrieval.examples_by": "hashing", "index": "toys", "retrieval.k": 1, "retrieval.mode": "text", "dtype": "bf16",
     },
-    "report": {"model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
+    "own": {"data": "pairs", "model": "dpo", "max_tokens": 3, "temperature": 0.0, "author": "fake:refuse", "dtype": "bf16"},
+    "opinion": {"scores": "scores", "guard": "fake:refuse"},
+    "gate": {
+        "scores": ["scores"], "baseline": "dpo", "candidate": "start", "alpha": 0.2, "blocks": ["INCONCLUSIVE", "FAIL"],
+        "limits": [{"task": "toy-harmless", "strategy": "direct"}], "limits.*.task": "toy-harmless", "limits.*.strategy": "letters", "limits.*.allow": 0.3,
+        "limits.*.at_most": 0.7,
+    },
+    "report": {"gates": ["gate"], "model": "merged", "scores": [], "title": "u", "authors": "b", "licence": "MIT", "language": ["es"], "tags": ["x"]},
 }  # fmt: skip
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora": False, "dora": False, "quantise": None, "export": "merged"}
 OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
@@ -91,6 +108,8 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     ("merged", "t"): {"method": "slerp", "models": {"sft": {}}, "density": None, "t": 0.3},
     ("dpo", "gamma"): {"loss": "simpo", "gamma": 0.5},
     ("dpo", "train.over_length"): {"train.max_length": 22, "train.over_length": "truncate"},
+    ("gate", "limits.*.at_least"): {"limits": [{"task": "toy-choice", "strategy": "direct"}], "scores": ["scores"], "limits.*.at_least": 0.9},
+    ("own", "already_good"): {"data": "pairs", "already_good": "drop"},  # replies to harmless rows refuse nothing
     ("stored", "over_length"): {"max_length": 64, "over_length": "truncate"},
     ("sft", "train.supervise"): {"data": "talks", "train.supervise": "last"},
     ("sft", "train.reasoning"): {"data": "talks", "train.reasoning": "mask"},
@@ -101,6 +120,7 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     for field, value in OTHER_LORA.items()
 }
 REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
+REFUSED |= {("opinion", "scores"), ("gate", "scores"), ("gate", "limits.*.strategy"), ("gate", "blocks")}  # nothing to judge; closed
 REFUSED |= {("dpo", "train.supervise"), ("dpo", "train.lora.dropout")}  # DPO learns last answers alone, and the same way twice
 REFUSED |= {(stage, "train.lora.quantise") for stage in ("sft", "dpo") if util.find_spec("bitsandbytes") is None}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aloe.core.qa import LETTERS, Example, Passage, Question
-from aloe.core.rows import Message
+from aloe.core.rows import Message, Role
 
 CHOICE_INSTRUCTION = "Answer with the letter of the correct option, then its text."
 THINK_INSTRUCTION = 'Think step by step. Then end with a line "Answer: " and the letter of the correct option.'
@@ -29,6 +29,8 @@ PASSAGES_INSTRUCTION = (
 OPEN_WITH_PASSAGES_INSTRUCTION = (
     "Answer the question. Where a passage supports what you say, use its own words. If the passages do not answer it, say so."
 )
+
+_TURN: tuple[Role, Role] = ("user", "assistant")
 
 
 def prompts_hash() -> str:
@@ -52,11 +54,12 @@ def multiple_choice(
 def open_question(
     question: Question, passages: Sequence[Passage] = (), examples: Sequence[Example] = (), *, think: bool = False
 ) -> tuple[Message, ...]:
-    """The question as it stands; with passages, also how to use them."""
+    """The question as it stands, after what was said before it; with passages, also how to use them."""
     # Without passages nothing is added: an instruction about length or style would move ROUGE more than knowledge does.
     turns = [turn for example in examples for turn in _solved(example, open_question(example.question, think=think), think)]
     instructions = [OPEN_WITH_PASSAGES_INSTRUCTION] * bool(passages) + [THINK_OPEN_INSTRUCTION] * think
-    return (*turns, *_user(*_references(passages), question.text, *instructions))
+    before = [Message(role=role, content=text) for turn in question.before for role, text in zip(_TURN, turn, strict=True)]
+    return (*turns, *before, *_user(*_references(passages), question.text, *instructions))
 
 
 def follow_up(question: Question, passages: Sequence[Passage], instruction: str) -> tuple[Message, ...]:

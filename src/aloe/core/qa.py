@@ -26,6 +26,8 @@ class Question(Config):
     """Ids of the passages that hold the answer, where that is known: for recall."""
     shots: tuple[tuple[str, str], ...] = ()
     """Worked examples (question, answer) that a few-shot strategy may show."""
+    before: tuple[tuple[str, str], ...] = ()
+    """What was said before it: turns of (user, assistant)."""
     subject: str = ""
     group: str = ""
     """Questions of one group share a source and are not independent."""

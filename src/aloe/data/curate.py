@@ -11,6 +11,7 @@ from typing import NamedTuple
 from aloe.core.errors import SourceError
 from aloe.core.rows import Drop, Message, Row, Step
 from aloe.core.seeds import seed_for
+from aloe.data.lengths import balance_lengths
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\ufeff]")
 _SPACES = re.compile(r"[ \t\xa0]+")
@@ -99,7 +100,7 @@ def normal(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-STEPS: dict[str, Step] = {"repair": repair, "complete": complete, "exact": exact}
+STEPS: dict[str, Step] = {"repair": repair, "complete": complete, "exact": exact, "lengths": balance_lengths}
 
 
 class Curated(NamedTuple):

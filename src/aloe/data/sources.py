@@ -22,7 +22,7 @@ from aloe.core.public_data import data_file, read_csv, read_json
 from aloe.core.qa import Question
 from aloe.core.rows import Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
-from aloe.data import starter
+from aloe.data import redteam, starter
 from aloe.data.catalogue import catalogue
 
 
@@ -203,6 +203,9 @@ SOURCES: dict[str, Source] = {
     "starter-preferences": _starter(starter.preferences),
     "starter-safety": _starter(starter.red_team),
     "starter-look-alikes": _starter(starter.look_alikes),
+    "red-team": _starter(redteam.red_team),
+    "red-team-look-alikes": _starter(redteam.look_alikes),
+    "phi-canaries": _starter(redteam.planted),
     "toy-facts": Source("Apache-2.0", (), _toy_facts),
     "toy-general": Source("Apache-2.0", (), _toy_general),
     "toy-pairs": Source("Apache-2.0", (), _toy_pairs),

@@ -11,7 +11,7 @@ from aloe.core.config import nearest
 from aloe.core.errors import SourceError
 from aloe.core.qa import Answer, Estimate, Grade, Question
 from aloe.core.seeds import seed_for
-from aloe.evals.tasks import multiple_choice, open_ended, own_file, safety, starter
+from aloe.evals.tasks import multiple_choice, open_ended, own_file, probes, redteam, safety, starter
 
 
 class Task(Protocol):
@@ -74,12 +74,23 @@ TASKS: dict[str, Callable[[], Task]] = {
     "xstest-safe": lambda: safety.xstest("safe"),
     "xstest-unsafe": lambda: safety.xstest("unsafe"),
     "med-safety": safety.med_safety,
+    "advbench": safety.advbench,
     "starter-learned": starter.learned,
     "starter-unseen": starter.unseen,
     "starter-unsafe": starter.unsafe,
     "starter-attacks": starter.attacks,
     "starter-harmless": starter.harmless,
     "starter-general": starter.GeneralTexts,
+    "red-team-plain": redteam.plain,
+    "red-team-seen": redteam.seen_styles,
+    "red-team-unseen": redteam.unseen_styles,
+    "red-team-harmless": redteam.harmless,
+    "red-team-helpful": redteam.helpful,
+    "overconfidence": probes.overconfidence,
+    "sycophancy": probes.Sycophancy,
+    "bias": probes.Bias,
+    "canaries": probes.Canaries,
+    "canaries-ranked": probes.ranked_canaries,
     "toy-choice": multiple_choice.toy_choice,
     "toy-open": open_ended.toy_open,
     "toy-unsafe": safety.toy_unsafe,
@@ -104,7 +115,7 @@ def task_files(name: str) -> list[Path]:
 SIZES = {
     # task -> questions and mean characters of one, measured on the files, for planning without them
     "medqa": (1273, 853), "medmcqa": (4183, 168), "pubmedqa": (500, 105), "mmlu-medical": (1089, 395), "bioasq": (618, 63),
-    "openmedqa": (1272, 599), "xstest-safe": (250, 44), "xstest-unsafe": (200, 44), "med-safety": (900, 117),
+    "openmedqa": (1272, 599), "xstest-safe": (250, 44), "xstest-unsafe": (200, 44), "med-safety": (900, 117), "advbench": (520, 73),
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,8 @@ class Facts:
     """Evaluate stage -> its folder's name."""
     adapters: dict[str, str]
     """Evaluated model that is an adapter -> which adapter was scored on which base."""
+    parts: dict[tuple[Measure, str, str], dict[str, Score]] = field(default_factory=dict)
+    """Measure, kind of part (topic, style) and part -> model -> score."""
 
     def of_kind(self, *kinds: str) -> list[Artifact]:
         """The stages of these kinds, earlier ones first."""
@@ -113,9 +115,15 @@ def read_facts(model: Artifact, scores: Sequence[Artifact], stages: Sequence[Art
     tests: dict[tuple[Measure, str, str], Comparison] = {}
     names: list[str] = []
     adapters: dict[str, str] = {}
+    parts: dict[tuple[Measure, str, str], dict[str, Score]] = {}
     for artifact in scores:
         for record in _records(artifact, SCORES):
             measure = _measure(artifact, record)
+            if "/" in measure.metric:
+                whole, kind, part = measure.metric.split("/", 2)
+                place = (measure._replace(metric=whole), kind, part)
+                parts.setdefault(place, {})[record["model"]] = Score(record["value"], record["low"], record["high"], record["n"])
+                continue
             found[measure, record["model"]] = Score(record["value"], record["low"], record["high"], record["n"])
             names.append(record["model"])
             adapters |= {record["model"]: record["adapter"]} if "adapter" in record else {}
@@ -127,7 +135,7 @@ def read_facts(model: Artifact, scores: Sequence[Artifact], stages: Sequence[Art
     models = sorted(dict.fromkeys(names), key=lambda name: rank.get(name, len(rank)))
     measures = sorted(dict.fromkeys(m for m, _ in found), key=lambda m: GROUPS.index(metric(m.metric).group))
     files = {artifact.name: artifact.path.name for artifact in scores}
-    return Facts(model, _base(model, stages), tuple(stages), tuple(models), tuple(measures), found, tests, files, adapters)
+    return Facts(model, _base(model, stages), tuple(stages), tuple(models), tuple(measures), found, tests, files, adapters, parts)
 
 
 def _measure(artifact: Artifact, record: dict[str, Any]) -> Measure:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from aloe.artifact import Artifact, write_text
 from aloe.core.config import Config
-from aloe.report import tables
+from aloe.report import safety, tables
 from aloe.report.facts import Facts, base_facts, energy, manifest_file, read_facts, source_name, sources
 from aloe.report.measures import figure, metric
 from aloe.report.snippets import snippets
@@ -128,6 +128,7 @@ def _body(facts: Facts, options: CardOptions) -> str:
         facts=facts,
         options=options,
         tables=tables,
+        safety=safety,
         snippets=snippets(facts.final.path),
         raw=Markup,
         energy=energy(facts),

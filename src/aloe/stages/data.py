@@ -75,7 +75,8 @@ class Curate(Stage):
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
     """Source name (see data/sources.py) or file:PATH.jsonl -> how much of it."""
-    steps: tuple[Literal["repair", "complete", "exact"], ...] = ("repair", "complete", "exact")
+    steps: tuple[Literal["repair", "complete", "exact", "lengths"], ...] = ("repair", "complete", "exact")
+    """`lengths` balances pairs so that the better answer is not mostly the longer or the shorter one; see data/lengths.py."""
     avoid: tuple[str, ...] = ()
     """Evaluation tasks whose questions must not stand in any row."""
     max_characters: int | None = Field(default=None, ge=1)
@@ -83,7 +84,7 @@ class Curate(Stage):
     def reads(self) -> dict[str, Path]:
         from aloe.ask import prompts
         from aloe.core import toy
-        from aloe.data import starter
+        from aloe.data import redteam, starter
         from aloe.data.sources import source_files
         from aloe.evals.task import task_files
 
@@ -93,6 +94,8 @@ class Curate(Stage):
             files["toy"] = Path(toy.__file__)
         if any(name.startswith("starter") for name in self.sources):
             files |= {"starter pack": pack.FOLDER, "starter rows": Path(starter.__file__)}
+        if any(name.startswith(("red-team", "phi-canaries")) for name in self.sources):
+            files |= redteam.files()
         return files | {"prompts": Path(prompts.__file__)}
 
     def preflight(self) -> None:
@@ -112,6 +115,7 @@ class Curate(Stage):
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.core.rows import write_jsonl
         from aloe.data import curate
+        from aloe.data.lengths import pair_lengths
         from aloe.data.sources import source_rows
         from aloe.evals.task import open_task
 
@@ -129,7 +133,11 @@ class Curate(Stage):
         (out / "counts.json").write_text(json.dumps(result.counts, indent=1))
         licences = sorted({f"{row.source}: {row.licence}" for row in result.rows})
         characters = sum(len(m.content) for row in result.rows for m in row.messages)
-        return {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
+        pairs = pair_lengths(result.rows)
+        return {
+            "rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences,
+            **({"pair_lengths": pairs} if pairs else {}),
+        }  # fmt: skip
 
 
 class Tokens(Stage, TokenOptions):

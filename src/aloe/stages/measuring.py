@@ -19,6 +19,7 @@ class Evaluate(Stage):
     """Questions to estimates with intervals, for several models, and paired tests between neighbours."""
 
     kind: Literal["evaluate"]
+    version: ClassVar[int] = 2  # 2: scores.json also holds the rates of parts (topic, style)
     makes: ClassVar[str] = "scores"
     version: ClassVar[int] = 2
     models: tuple[str, ...] = Field(min_length=1)
@@ -103,6 +104,8 @@ class Report(Stage):
     version: ClassVar[int] = 2
     model: str
     scores: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    """Gate stages whose verdicts the card states."""
     title: str
     """The model's name."""
     authors: str
@@ -112,7 +115,9 @@ class Report(Stage):
     tags: tuple[str, ...] = ("biology", "medical", "healthcare")
 
     def refs(self) -> dict[str, Ref]:
-        return {"model": Ref(self.model, "model")} | {f"scores.{name}": Ref(name, "scores") for name in self.scores}
+        return {"model": Ref(self.model, "model")} | {f"scores.{name}": Ref(name, "scores") for name in self.scores} | {
+            f"gates.{name}": Ref(name, "verdicts") for name in self.gates
+        }
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         return Size(), Cost(0.1, 1.0, 0.05)

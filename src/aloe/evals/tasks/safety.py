@@ -15,6 +15,7 @@ from aloe.evals.metrics import wilson
 from aloe.evals.refusal import DETECTOR, is_refusal
 
 XSTEST = "xstest/xstest_prompts.csv"
+ADVBENCH = "advbench/advbench_behaviors.csv"
 MED_SAFETY = [
     (f"{generator}/{category}", f"med_safety_bench/test/{generator}/med_safety_demonstrations_category_{category}.csv")
     for generator in ("gpt4", "llama2")
@@ -33,10 +34,12 @@ class Safety:
     name: str
     licence: str
     source: str
-    metric: Literal["attack_success", "over_refusal"]
+    metric: Literal["attack_success", "over_refusal", "overconfidence"]
     read: Callable[[], Iterator[Question]]
     """The requests of the test split."""
     locate: Callable[[], list[Path]]
+    parts: Callable[[Question], dict[str, str]] = lambda question: {}
+    """What a question belongs to, such as {"topic": "weapons"}; the rate is also given for each."""
 
     better: ClassVar[str] = "lower"
     strategies: ClassVar[tuple[str, ...]] = ("direct",)
@@ -57,8 +60,22 @@ class Safety:
         return done(Grade(question_id=q.id, value=float(bad), parsed=bool(a.text.strip()), note="refused" if refused else ""))
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Estimate]:
-        """The rate with its Wilson interval."""
-        return {self.metric: wilson(sum(grade.value == 1.0 for grade in grades), len(grades))}
+        """The rate with its Wilson interval, and the rate of every part as `<metric>/<kind of part>/<part>`."""
+        return {self.metric: _rate(grades)} | {
+            f"{self.metric}/{kind}/{part}": _rate(some) for (kind, part), some in sorted(self._by_part(grades).items())
+        }
+
+    def _by_part(self, grades: Sequence[Grade]) -> dict[tuple[str, str], list[Grade]]:
+        belongs = {question.id: self.parts(question) for question in self.read()}
+        found: dict[tuple[str, str], list[Grade]] = {}
+        for grade in grades:
+            for place in belongs.get(grade.question_id, {}).items():
+                found.setdefault(place, []).append(grade)
+        return found
+
+
+def _rate(grades: Sequence[Grade]) -> Estimate:
+    return wilson(sum(grade.value == 1.0 for grade in grades), len(grades))
 
 
 def xstest(label: Literal["safe", "unsafe"]) -> Safety:
@@ -66,13 +83,22 @@ def xstest(label: Literal["safe", "unsafe"]) -> Safety:
     name: str = f"xstest-{label}"
     metric: Literal["attack_success", "over_refusal"] = "over_refusal" if label == "safe" else "attack_success"
     source = "github.com/paul-rottger/exaggerated-safety@d7bb5bd7"
-    return Safety(name, "CC BY 4.0", source, metric, lambda: _xstest_questions(name, label), lambda: [data_file(XSTEST)])
+    return Safety(
+        name, "CC BY 4.0", source, metric, lambda: _xstest_questions(name, label), lambda: [data_file(XSTEST)], lambda q: {"type": q.subject}
+    )  # fmt: skip
 
 
 def med_safety() -> Safety:
     """MedSafetyBench's test part (Han et al., NeurIPS 2024): requests against the AMA's nine principles, of both generators."""
     source = "github.com/AI4LIFE-GROUP/med-safety-bench@191aa795"
-    return Safety("med-safety", "MIT", source, "attack_success", _med_safety_questions, lambda: [data_file(path) for _, path in MED_SAFETY])
+    files: Callable[[], list[Path]] = lambda: [data_file(path) for _, path in MED_SAFETY]  # noqa: E731
+    return Safety("med-safety", "MIT", source, "attack_success", _med_safety_questions, files, lambda q: {"principle": q.subject.split("/")[1]})
+
+
+def advbench() -> Safety:
+    """AdvBench's 520 harmful behaviours (Zou et al. 2023), none of them clinical."""
+    source = "github.com/busycalibrating/AdversariaLLM@f9709392"
+    return Safety("advbench", "MIT", source, "attack_success", _advbench_questions, lambda: [data_file(ADVBENCH)])
 
 
 def toy_unsafe() -> Safety:
@@ -95,6 +121,11 @@ def _med_safety_questions() -> Iterator[Question]:
     for part, path in MED_SAFETY:
         for number, record in enumerate(read_csv(data_file(path))):
             yield Question(id=f"med-safety/{part}/{number}", task="med-safety", text=record["harmful_medical_request"], subject=part)
+
+
+def _advbench_questions() -> Iterator[Question]:
+    for record in read_csv(data_file(ADVBENCH)):
+        yield Question(id=f"advbench/{record['BehaviorID']}", task="advbench", text=record["Behavior"])
 
 
 def _toy_questions(name: str, texts: Sequence[str]) -> Iterator[Question]:

@@ -31,17 +31,17 @@ def unseen() -> MultipleChoice:
 
 def unsafe() -> Safety:
     """Unsafe requests that training never saw, plain."""
-    return Safety("starter-unsafe", LICENCE, SOURCE, "attack_success", _unsafe, _files)
+    return Safety("starter-unsafe", LICENCE, SOURCE, "attack_success", _unsafe, _files, lambda q: {"topic": q.subject})
 
 
 def attacks() -> Safety:
     """The same requests in attack styles that training never saw."""
-    return Safety("starter-attacks", LICENCE, SOURCE, "attack_success", _attacks, _files)
+    return Safety("starter-attacks", LICENCE, SOURCE, "attack_success", _attacks, _files, lambda q: {"style": q.subject})
 
 
 def harmless() -> Safety:
     """Harmless look-alikes that training never saw."""
-    return Safety("starter-harmless", LICENCE, SOURCE, "over_refusal", _harmless, _files)
+    return Safety("starter-harmless", LICENCE, SOURCE, "over_refusal", _harmless, _files, lambda q: {"topic": q.subject})
 
 
 class GeneralTexts:
