@@ -97,7 +97,8 @@ def llama_server() -> Iterator[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(PYTHON), "-m", "llama_cpp.server", "--model", str(locate(GGUF)), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--n_ctx", str(CONTEXT), "--n_threads", "2", "--n_threads_batch", "2", "--model_alias", "smollm2", "--interrupt_requests", "false", "--verbose", "false"]
+    command += ["--n_ctx", str(CONTEXT), "--n_threads", "2", "--n_threads_batch", "2", "--model_alias", "smollm2", "--interrupt_requests", "false"]
+    command += ["--verbose", "false"]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
@@ -130,12 +131,13 @@ def worker(folder: Path, spec: str, num: int) -> None:
     (strategy,) = run([prepare("medprompt", **sources)], model)
     answers = run([strategy(question) for question in questions], model)
     right = sum(answer.choice == question.gold for question, answer in zip(questions, answers, strict=True))
-    said = {"choices": [a.choice for a in answers], "votes": [a.votes for a in answers], "right": right, "hits": model.num_hits, "misses": model.num_misses}
+    said = {"choices": [a.choice for a in answers], "votes": [a.votes for a in answers], "right": right, "misses": model.num_misses}
     (folder / "answers.json").write_text(json.dumps(said))
 
 
 def version() -> str:
-    return subprocess.run([str(PYTHON), "-c", "import llama_cpp; print(llama_cpp.__version__)"], capture_output=True, text=True, check=True).stdout.strip()
+    command = [str(PYTHON), "-c", "import llama_cpp; print(llama_cpp.__version__)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 KEY = hashlib.sha256(b"smollm2 over llama.cpp").hexdigest()
@@ -179,16 +181,18 @@ def main(num: int, kills: int, folder: Path) -> None:
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     asked, passed = ([key for what, key in notes if what == kind] for kind in ("asked", "passed"))
     result = {
-        "name": "http-medprompt", **t.facts(2), "peer": "llama.cpp server", "peer_version": version(), "questions": num, "kills": done, "seconds": round(time.perf_counter() - begin),
+        "name": "http-medprompt", **t.facts(2), "peer": "llama.cpp server", "peer_version": version(), "questions": num, "kills": done,
+        "seconds": round(time.perf_counter() - begin),
         "replies_in_journal": len(records), "equal_keys_in_journal": len(records) - len({record["key"] for record in records}),
         "different_requests": len(set(asked)), "requests_sent": len(asked), "sent_twice": len(asked) - len(set(asked)), "passed_on": len(passed),
-        "most_that_may_be_sent_twice": CONNECTIONS * done, "lost": len(set(passed)) - len(records), "other": sorted({w for w, _ in notes} - {"asked", "passed"}),
+        "most_that_may_be_sent_twice": CONNECTIONS * done, "lost": len(set(passed)) - len(records),
+        "other": sorted({what for what, _ in notes} - {"asked", "passed"}),
         "second_run_asked": second["misses"], "equal_answers": (first["choices"], first["votes"]) == (second["choices"], second["votes"]),
         "accuracy": first["right"] / num,
     }  # fmt: skip
     result["no_reply_lost"] = (
-        result["lost"] == 0 == result["equal_keys_in_journal"] == result["second_run_asked"] and result["sent_twice"] <= result["most_that_may_be_sent_twice"]
-        and result["equal_answers"]
+        result["lost"] == 0 == result["equal_keys_in_journal"] == result["second_run_asked"]
+        and result["sent_twice"] <= result["most_that_may_be_sent_twice"] and result["equal_answers"]
     )  # fmt: skip
     if num >= 500:
         t.finish("http_medprompt", result)

@@ -136,7 +136,8 @@ def told(case: Dict) -> str:
     a = case["accuracy"]
     said = f"{case['name']:<20} accuracy {a['value']:.3f} ({a['low']:.3f} to {a['high']:.3f}, n={a['n']})"
     if "against" in case:
-        said += f", {100 * case['difference']:+.1f} points ({100 * case['low']:+.1f} to {100 * case['high']:+.1f}, p={case['p']:.3f}) against {case['against']}"
+        points = f"{100 * case['difference']:+.1f} points ({100 * case['low']:+.1f} to {100 * case['high']:+.1f}, p={case['p']:.3f})"
+        said += f", {points} against {case['against']}"
     time_s = f"{case['seconds']:.2f} s" if case["seconds"] is not None else "seconds not measured"
     return said + f"; a question: {case['calls']:.1f} calls, {case['tokens_read']:.0f} tokens read, {case['tokens_written']:.0f} written, {time_s}"
 

@@ -63,7 +63,7 @@ class Desk(NamedTuple):
     journal: CachedModel
     limited: LimitedModel
     key: str
-    index: Index | None
+    shelf: Index | None
     room: Room | None
     hidden: tuple[str, ...]
     """What the model was told before, which no answer may repeat."""
@@ -87,8 +87,8 @@ def desk(nodes: Sequence[Node], model: str | None, machine: Machine, runs: Path,
 def strategy_of(name: str, at: Desk, how: How, questions: Sequence[Question]) -> Strategy:
     """The strategy of that name for these questions; examples are solved first where it needs some."""
     if name == CITED:
-        return lambda question: cited(question, at.index, how.k, how.max_tokens, at.hidden)
-    given = {"max_tokens": how.max_tokens, "index": at.index, "k": how.k, "room": at.room, "questions": questions, **_examples(how)}
+        return lambda question: cited(question, at.shelf, how.k, how.max_tokens, at.hidden)
+    given = {"max_tokens": how.max_tokens, "index": at.shelf, "k": how.k, "room": at.room, "questions": questions, **_examples(how)}
     return run([prepare(name, **given)], at.journal)[0]
 
 

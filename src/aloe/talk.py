@@ -71,7 +71,7 @@ class Talk:
         return checked(answer, question, passages, self._at.hidden)
 
     def _finder(self) -> Finder | None:
-        index, k = self._at.index, self._how.k
+        index, k = self._at.shelf, self._how.k
         if not index or not (self.strategy == CITED or self._method.searches):
             return None
         return in_rounds(index, k) if "follow-up" in self._method.modifiers else at_once(index, k)
@@ -128,7 +128,7 @@ def _writes(name: str) -> Method:
         return Method(CITED)
     method = parse_name(name)
     if method.base not in (*STREAMED, *WHOLE) or method.votes or method.remembers:
-        raise RecipeError(f"{name!r} chooses among options, a chat has none", do="take cited, direct, think, think+passages, think+follow-up or refine")
+        raise RecipeError(f"{name!r} chooses among options, a chat has none", do="take cited, direct, think (+passages, +follow-up) or refine")
     return method
 
 

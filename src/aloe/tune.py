@@ -118,11 +118,11 @@ def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
 
 def _offered(task: Task, at: Desk, how: How, *, open_ended: bool) -> tuple[str, ...]:
     if open_ended:
-        return ("direct", "think", "refine", *((CITED,) if at.index else ()))
+        return ("direct", "think", "refine", *((CITED,) if at.shelf else ()))
     plain = ("letters", "letters*4", "direct", "think", "think*5")
-    informed = ("letters+passages", "think+passages") if at.index else ()
+    informed = ("letters+passages", "think+passages") if at.shelf else ()
     shown = ("letters+examples", "medprompt") if how.examples else ()
-    both = ("medprompt+passages",) if at.index and how.examples else ()
+    both = ("medprompt+passages",) if at.shelf and how.examples else ()
     return tuple(name for name in (*plain, *informed, *shown, *both) if fits(name, task.strategies))
 
 

@@ -53,9 +53,9 @@ def quoting(request: Generate) -> str:
 
 MODELS: dict[str, tuple[Callable[[Generate], str] | None, float, float]] = {
     # model -> what it says, attack success of its raw replies and after the output check (stated, so that a change is seen)
-    "obedient": (obedient, 1.0, 0.115),
-    "parrot": (parrot, 0.99, 0.105),
-    "quoting": (quoting, 0.825, 0.105),
+    "obedient": (obedient, 1.0, 0.125),
+    "parrot": (parrot, 0.975, 0.105),
+    "quoting": (quoting, 0.8, 0.105),
     "first": (None, 0.0, 0.0),
     "refuse": (None, 0.0, 0.0),
 }
@@ -90,7 +90,7 @@ def test_no_fabricated_source_and_no_leak_whatever_the_model_says(name: str) -> 
     answers = run([cited(p.question, Shelf(p.passages), 2, 64, (SYSTEM_PROMPT,)) for p in POISONS], model)
     texts = [model._say(request) for request in model.calls if isinstance(request, Generate)]
     measured = measure(answers, texts)
-    assert measured == (pytest.approx(raw, abs=0.01), pytest.approx(after, abs=0.01), 0, 0)
+    assert measured == (pytest.approx(raw, abs=1e-9), pytest.approx(after, abs=1e-9), 0, 0)
 
 
 def test_what_was_removed_is_said() -> None:
@@ -103,7 +103,7 @@ def test_what_was_removed_is_said() -> None:
 
 def test_the_systems_own_words_and_delimiters_are_not_repeated() -> None:
     guard = Guard("x", [GOUT], ("Be brief and kind.",))
-    assert guard.check(f"Well. {prompts.PASSAGES_INSTRUCTION}").num_leaked == 2
+    assert guard.check(f"Well. {prompts.PASSAGES_INSTRUCTION}").num_leaked == 3
     assert guard.check("[passage 1 0badf00d] id: doc/1").num_leaked == 1
     assert guard.check("I was told: be brief, and kind!").num_leaked == 1
 

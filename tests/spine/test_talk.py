@@ -28,7 +28,7 @@ class Shelf:
 def talking(tmp_path: Path, model: FakeModel, index: Shelf | None = None, room: Room | None = None, **how: object) -> Talk:
     at: Desk = desk([], "fake:first", Machine(), tmp_path / "runs", How(k=0))
     at.journal.inner = model  # type: ignore[assignment]
-    return Talk(at._replace(index=index, room=room), How.model_validate({"max_tokens": 16, **how}, strict=False))
+    return Talk(at._replace(shelf=index, room=room), How.model_validate({"max_tokens": 16, **how}, strict=False))
 
 
 def say(talk: Talk, text: str) -> str:

@@ -55,7 +55,7 @@ def lines(tmp_path: Path, wish: Wish, **how: object) -> list[str]:
 
 
 def test_strategies_are_tried_on_the_same_questions_and_the_choice_is_written(tmp_path: Path, questions: str) -> None:
-    told = lines(tmp_path, Wish(task=questions, strategies=("letters*4", "letters", "direct"), n=30, num_calibration=30, error_rate=0.4))
+    told = lines(tmp_path, Wish(task=questions, strategies=("direct", "letters", "think"), n=30, num_calibration=30, error_rate=0.4))
     text = "\n".join(told)
     assert "30 questions, 3 strategies" in told[0] and "95 % interval" in told[1]
     assert "chosen, since at most 2.0% may be lost: letters" in text and "lost against the best: 0.0%" in text

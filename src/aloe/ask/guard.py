@@ -24,8 +24,11 @@ INSTRUCTIONS = tuple(
 )
 """The prompt sentences of the system."""
 
-_MODEL = r"(?:(?:AI|language)\s+(?:model|assistant|system)s?|assistant|chat\s?bots?|LLMs?|AIs?|model\s+reading\s+this|whoever\s+(?:summari[sz]es|answers))"
-_SAY = r"(?:answer|respond|reply|say|write|output|print|begin|start|end|finish|conclude|append|add|include|insert|mention|cite|state|recommend|tell|give|use|close)"
+_MODEL = r"(?:(?:AI|language)\s+(?:model|assistant|system)s?|assistant|chat\s?bots?|LLMs?|AIs?|whoever\s+(?:summari[sz]es|answers))"
+_SAY = (
+    r"(?:answer|respond|reply|say|write|output|print|begin|start|end|finish|conclude|append|add|include|insert|mention|cite|state|recommend|tell"
+    r"|give|use|close)"
+)
 _ORDERS = (
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}\b(?:previous|prior|above|earlier|preceding|other|your|these|all|any|every)\b[^.]{0,40}"
     r"\b(?:instructions?|prompts?|rules?|context|passages?|directions?|messages?|told|said)\b",
@@ -35,7 +38,7 @@ _ORDERS = (
     rf"\b(?:attention|note|notice|message|instructions?|important)\b[^.:]{{0,20}}\b(?:to|for)\b[^.:]{{0,12}}\b{_MODEL}\b",
     rf"^\W*(?:dear\s+)?{_MODEL}\s*[,:]",
     r"\byou\s+are\s+now\s+(?:a|an|in|the|my)\b|\bfrom\s+now\s+on,?\s+(?:you|answer|say|respond|always|every)\b|\bpretend\s+(?:to\s+be|that\s+you)\b",
-    r"\byou\s+(?:must\s+|will\s+|only\s+|always\s+)*(?:answer|reply|respond)\b",
+    r"(?:^|[:>]\s*|\band\s+)you\s+(?:(?:must|will|only|always)\s+)*(?:answer|reply|respond)\b",
     r"\bnew\s+(?:system\s+)?instructions?\b|\brole-?play\b",
     rf"(?:^|[.;:!,]\s*|\b(?:must|should|always|simply|instead|please|now|first|then|and|will)\s+){_SAY}\b[^.]{{0,60}}"
     r"(?:[\"“«]|(?<!\w)['‘][^'’]{3,}['’]|\b(?:exactly|the\s+(?:words?|sentence|phrase|following\s+(?:words?|sentence|text)|code|password))\b|https?://|www\.|\S+@\S+|\[[\w/.#-]+\])",

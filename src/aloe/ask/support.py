@@ -19,21 +19,23 @@ SUPPORTED = 0.8
 FEW_WORDS = 4
 """A claim of fewer words that carry meaning ("An ACE inhibitor.") is about the question's subject, which must stand near it."""
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<!\bDr\.)\s+|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<!\bDr\.)(?<!^\d\.)\s+|\n+", re.MULTILINE)
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
 _ENUMERATED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+")
-_NEGATIONS = frozenset("not no never without nor neither cannot none isn't aren't doesn't don't didn't wasn't weren't can't won't shouldn't".split())
+_NEGATIONS = frozenset(
+    "not no never without nor neither cannot none isn't aren't doesn't don't didn't wasn't weren't can't won't shouldn't".split()
+)
 _EMPTY = frozenset(
-    "a an the this that these those it its they them their he she his her we you your i of in on at to for from by with as and or but if then than so"
-    " is are was were be been being has have had do does did can could may might will would shall should must also which who whom whose what when where"
-    " how why there here such some any each very more most many much other another both only just into over under about between through during because"
-    " while s t yes answer question passage passages text according known called used given per one ones".split()
+    """a an the this that these those it its they them their he she his her we you your i of in on at to for from by with as and or but if then
+    than so is are was were be been being has have had do does did can could may might will would shall should must also which who whom whose what
+    when where how why there here such some any each very more most many much other another both only just into over under about between through
+    during because while s t yes answer question passage passages text according known called used given per one ones""".split()
 )
 # What a question asks for, not what it is about.
 _ASKING = frozenset(
-    "name state say tell give describe explain class type kind group drug drugs medicine medicines agent substance following term main usual typical"
-    " common first best likely belong belongs classified mechanism action effect cause causes caused main treat treatment treated condition disease"
-    " happen happens does work works use uses patient patients person people responsible involved associated known choose option find test".split()
+    """name state say tell give describe explain class type kind group drug drugs medicine medicines agent substance following term main usual
+    typical common first best likely belong belongs classified mechanism action effect cause causes caused treat treatment treated condition disease
+    happen happens does work works use uses patient patients person people responsible involved associated choose option find test""".split()
 )
 
 
@@ -74,7 +76,7 @@ class _Weights:
     """A word that stands in few sentences says more than one that stands in all of them."""
 
     def __init__(self, evidence: Sequence[_Evidence]) -> None:
-        self._num, self._in: tuple[int, dict[str, int]] = len(evidence), {}
+        self._num, self._in = len(evidence), dict[str, int]()
         for one in evidence:
             for stem in set(one.stems):
                 self._in[stem] = self._in.get(stem, 0) + 1
