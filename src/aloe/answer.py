@@ -13,6 +13,7 @@ from aloe.artifact import HashMemo, hash_tree, open_artifact
 from aloe.ask.cite import cited
 from aloe.ask.conformal import Calibration, careful
 from aloe.ask.context import Room
+from aloe.ask.extract import Encode, quote
 from aloe.ask.registry import parse_name, prepare
 from aloe.ask.strategy import Index, Strategy, recorded, run
 from aloe.core.config import Config, Machine
@@ -25,7 +26,11 @@ from aloe.models.model import Generate, ModelSpec, Reply, Request, open_model
 from aloe.runner import Node
 
 CITED = "cited"
-"""The strategy without a name of its own: an open answer with checked citations."""
+"""An open answer with checked citations: what is asked where no strategy is named."""
+QUOTE = "quote"
+"""The passages' nearest sentence, without a model; see `ask.extract`."""
+OPEN = (CITED, QUOTE)
+"""Strategies for open questions with passages, beside those of `ask.registry`."""
 
 
 class Tuned(Config):
@@ -64,6 +69,8 @@ class Desk(NamedTuple):
     limited: LimitedModel
     key: str
     shelf: Index | None
+    encode: Encode | None
+    """The encoder of the passages, where they have vectors."""
     room: Room | None
     hidden: tuple[str, ...]
     """What the model was told before, which no answer may repeat."""
@@ -81,13 +88,18 @@ def desk(nodes: Sequence[Node], model: str | None, machine: Machine, runs: Path,
     room = Room(journal.window, journal.count) if journal.window else None
     chat = getattr(opened, "chat", None)  # a server's is not known here
     hidden = (chat.text((Message(role="user", content=""),)),) if chat else ()
-    return Desk(journal, limited, key, _index(nodes, how) if how.k else None, room, hidden, getattr(opened, "masked", {}))
+    shelf, encode = _shelf(nodes, how) if how.k else (None, None)
+    return Desk(journal, limited, key, shelf, encode, room, hidden, getattr(opened, "masked", {}))
 
 
 def strategy_of(name: str, at: Desk, how: How, questions: Sequence[Question]) -> Strategy:
     """The strategy of that name for these questions; examples are solved first where it needs some."""
     if name == CITED:
         return lambda question: cited(question, at.shelf, how.k, how.max_tokens, at.hidden)
+    if name == QUOTE:
+        if at.shelf is None:
+            raise RecipeError("the strategy 'quote' needs passages", where="command line", do="give --library, or run a recipe with an index stage")
+        return quote(at.shelf, how.k, at.encode)
     given = {"max_tokens": how.max_tokens, "index": at.shelf, "k": how.k, "room": at.room, "questions": questions, **_examples(how)}
     return run([prepare(name, **given)], at.journal)[0]
 
@@ -97,7 +109,7 @@ def answer(question: str, nodes: Sequence[Node], model: str | None, machine: Mac
     asked = Question(id="ask", task="ask", text=question, options=how.options)
     tuned = read_tuned(how.tuned) if how.tuned else None
     name = how.strategy or (tuned.strategy if tuned else CITED)
-    if name != CITED and parse_name(name).votes and not how.options:
+    if name not in OPEN and parse_name(name).votes and not how.options:
         raise RecipeError(f"{name!r} votes on options", where="command line", do="give --option for each, or another --strategy")
     at = desk(nodes, model, machine, runs, how)
     strategy = plain = strategy_of(name, at, how, [asked])
@@ -149,19 +161,19 @@ def _final_model(nodes: Sequence[Node]) -> str:
     return f"hf:{finished[-1].path / 'model' if finished[-1].stage.makes == 'report' else finished[-1].path}"
 
 
-def _index(nodes: Sequence[Node], how: How) -> Index | None:
-    if how.library:
-        from aloe.retrieve.index import open_index, read_info
-        from aloe.retrieve.library import current
+def _shelf(nodes: Sequence[Node], how: How) -> tuple[Index | None, Encode | None]:
+    """The passages of the user's library, or of the last run's index, and their encoder."""
+    from aloe.retrieve.embed import open_embedder
+    from aloe.retrieve.index import open_index, read_info
+    from aloe.retrieve.library import current
 
-        path = current(how.library)
-        return open_index(path, "hybrid" if read_info(path).dim else "text")
     found = next((n for n in reversed(nodes) if n.done and n.stage.makes == "index"), None)
-    if found is None:
-        return None
-    from aloe.retrieve.index import open_index
-
-    return open_index(found.path, "hybrid")
+    if how.library is None and found is None:
+        return None, None
+    path = current(how.library) if how.library else found.path  # type: ignore[union-attr]
+    if not (info := read_info(path)).dim:
+        return open_index(path, "text"), None
+    return open_index(path, "hybrid"), open_embedder(info.embedder).encode
 
 
 def _examples(how: How) -> dict[str, Any]:

@@ -217,7 +217,7 @@ Tokens = Annotated[int | None, typer.Option(help="Most tokens, read and written.
 def ask(
     question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS, model: Model = None,
     passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 128, on: On = None,
-    strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, ...; default: an open answer with citations.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, quote, ...; default: an open answer with citations.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="One of the answers to choose from; give several.")] = None, examples: Examples = None,
     tuned: Annotated[Path | None, typer.Option(help="File of `aloe tune-strategy`: its strategy, which abstains as it was calibrated.")] = None,
     calls: Calls = None, tokens: Tokens = None,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from aloe.answer import CITED, Desk, How, Tuned, strategy_of
+from aloe.answer import OPEN, Desk, How, Tuned, strategy_of
 from aloe.ask.conformal import Calibration, calibrate
 from aloe.ask.registry import fits, parse_name
 from aloe.ask.strategy import recorded, run
@@ -118,7 +118,7 @@ def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
 
 def _offered(task: Task, at: Desk, how: How, *, open_ended: bool) -> tuple[str, ...]:
     if open_ended:
-        return ("direct", "think", "refine", *((CITED,) if at.shelf else ()))
+        return ("direct", "think", "refine", *(OPEN if at.shelf else ()))
     plain = ("letters", "letters*4", "direct", "think", "think*5")
     informed = ("letters+passages", "think+passages") if at.shelf else ()
     shown = ("letters+examples", "medprompt") if how.examples else ()
@@ -128,9 +128,9 @@ def _offered(task: Task, at: Desk, how: How, *, open_ended: bool) -> tuple[str, 
 
 def _check(names: Sequence[str], task: Task, questions: Sequence[Question]) -> None:
     for name in names:
-        if name == CITED and questions[0].options:
-            raise RecipeError("cited answers are for open questions", where=task.name, do="name strategies that choose")
-        if name != CITED:
+        if name in OPEN and questions[0].options:
+            raise RecipeError(f"{name} answers are for open questions", where=task.name, do="name strategies that choose")
+        if name not in OPEN:
             parse_name(name)
     if questions and not questions[0].options and not questions[0].references:
         raise RecipeError("the questions have no known answers", where=task.name, do="take a task with options or references")

@@ -20,7 +20,12 @@ FEW_WORDS = 4
 """A claim of fewer words that carry meaning ("An ACE inhibitor.") is about the question's subject, which must stand near it."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<!\bDr\.)(?<!^\d\.)\s+|\n+", re.MULTILINE)
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
+# "anti-I", "beta-2" and "25-35" are one word each: their parts alone mean something else.
+_TOKEN = re.compile(r"\w+(?:[.,'’-](?=\w)\w+)*")
+# What small models say about a passage instead of saying what it says.
+_ABOUT_THE_PASSAGE = re.compile(
+    r"^(?:it|the\s+(?:passages?|text))\s+(?:also\s+)?(?:supports?|says?|states?|mentions?|suggests?|explains?)\s+(?:the\s+\w+\s+)?that\s+", re.IGNORECASE
+)
 _ENUMERATED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+")
 _NEGATIONS = frozenset(
     "not no never without nor neither cannot none isn't aren't doesn't don't didn't wasn't weren't can't won't shouldn't".split()
@@ -51,6 +56,20 @@ def supports(text: str, question: str, passages: Sequence[Passage]) -> tuple[Sup
 def sentences(text: str) -> list[str]:
     """The sentences and lines of a text."""
     return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+def located_sentences(passages: Sequence[Passage]) -> list[tuple[Passage, str]]:
+    """Every sentence of the passages, verbatim."""
+    return [(passage, passage.text[start:end].strip()) for passage in passages for start, end in _spans(passage.text)]
+
+
+def coverage(question: str, located: Sequence[tuple[Passage, str]]) -> list[float]:
+    """Of each sentence the share of the question's words that stand in it, a rare one counting more; words that stand in none do not count."""
+    stems = [{word.stem for word in _words(text)} for _, text in located]
+    num_in = {word: sum(word in one for one in stems) for word in _content(question)}
+    weights = {word: math.log(1 + len(stems) / num) for word, num in num_in.items() if num}
+    whole = sum(weights.values())
+    return [sum(weight for word, weight in weights.items() if word in one) / whole if whole else 0.0 for one in stems]
 
 
 class _Word(NamedTuple):
@@ -90,7 +109,7 @@ class _Weights:
 
 
 def _support(sentence: str, topic: Sequence[str], evidence: Sequence[_Evidence], weights: _Weights) -> Support | None:
-    said = _words(_ENUMERATED.sub("", sentence))
+    said = _words(_ABOUT_THE_PASSAGE.sub("", _ENUMERATED.sub("", sentence)))
     claim = [word.stem for word in said if word.stem not in _EMPTY and not word.negates]
     if not claim:
         return None
