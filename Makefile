@@ -24,6 +24,7 @@ lint: .venv/ready
 BENCH ?= sft dpo tokenise merge retrieve ask
 PEER_merge := mergekit
 PEER_retrieve := chroma
+PEER_http_medprompt := llamacpp
 bench: .venv/ready $(foreach name,$(BENCH),.bench/$(or $(PEER_$(name)),trl)/ready)
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
@@ -54,6 +55,12 @@ INSTALL := $(PIP) install --quiet --no-deps --require-hashes -r
 	.bench/deepspeed/bin/pip install --quiet --no-deps -r requirements/lock.txt
 	DS_BUILD_OPS=0 .bench/deepspeed/bin/pip install --quiet --no-deps -r requirements/bench-deepspeed.txt
 	.bench/deepspeed/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# The real llama.cpp server of benchmarks/http_medprompt.py: compiled from source, which takes minutes and needs cmake and a C++ compiler.
+.bench/llamacpp/ready: requirements/bench-llamacpp.txt
+	$(PYTHON) -m venv --clear .bench/llamacpp
+	.bench/llamacpp/bin/pip install --quiet --no-deps -r $<
 	touch $@
 
 lock:

@@ -1,68 +1,137 @@
-"""`aloe ask`: one question to the final model, with passages where the run has an index, and checked citations."""
+"""`aloe ask`: one question to the final model, with passages where there are some, checked citations, and abstention where it is calibrated."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from aloe.artifact import HashMemo, hash_tree, open_artifact
 from aloe.ask.cite import cited
+from aloe.ask.conformal import Calibration, careful
 from aloe.ask.context import Room
+from aloe.ask.extract import Encode, quote
 from aloe.ask.registry import parse_name, prepare
 from aloe.ask.strategy import Index, Strategy, recorded, run
 from aloe.core.config import Config, Machine
 from aloe.core.errors import ArtifactError, RecipeError
 from aloe.core.qa import LETTERS, Answer, Question
+from aloe.core.rows import Message
 from aloe.models.cached import CachedModel
 from aloe.models.limits import Budget, Cost, LimitedModel, Silent
 from aloe.models.model import Generate, ModelSpec, Reply, Request, open_model
 from aloe.runner import Node
+
+CITED = "cited"
+"""An open answer with checked citations: what is asked where no strategy is named."""
+QUOTE = "quote"
+"""The passages' nearest sentence, without a model; see `ask.extract`."""
+OPEN = (CITED, QUOTE)
+"""Strategies for open questions with passages, beside those of `ask.registry`."""
+
+
+class Tuned(Config):
+    """What `aloe tune-strategy` writes: the strategy that it chose, and when that one is sure enough."""
+
+    strategy: str
+    model: str
+    """The key of the model it was chosen for."""
+    calibration: Calibration | None = None
 
 
 class How(Config):
     """How a question is asked."""
 
     strategy: str | None = None
-    """A name of `ask.registry`; None = an open answer with citations."""
+    """A name of `ask.registry`; None = what was tuned, or an open answer with citations."""
     options: tuple[str, ...] = ()
     k: int = 3
     """Passages to read; 0 = none."""
+    library: Path | None = None
+    """A library of `aloe index` to read from, instead of the run's index."""
     max_tokens: int = 128
     examples: str | None = None
     """Where strategies with examples have theirs; see `TaskPlan.examples`."""
     num_training: int = 100
+    tuned: Path | None = None
+    """A file of `aloe tune-strategy`."""
     budget: Budget = Budget()
     explain: bool = False
 
 
-def answer(question: str, nodes: Sequence[Node], model: str | None, machine: Machine, runs: Path, how: How) -> Iterator[str]:
-    """Lines to print: the answer, then its sources; with `explain` also what was asked and replied, and what it cost.
+class Desk(NamedTuple):
+    """What questions are put to."""
 
-    Every reply is in the journal below `runs` before it counts, so a killed call goes on where it was.
-    """
-    asked = Question(id="ask", task="ask", text=question, options=how.options)
-    name = how.strategy
-    if name is not None and parse_name(name).votes and not how.options:
-        raise RecipeError(f"{name!r} votes on options", where="command line", do="give --option for each, or another --strategy")
+    journal: CachedModel
+    limited: LimitedModel
+    key: str
+    shelf: Index | None
+    encode: Encode | None
+    """The encoder of the passages, where they have vectors."""
+    room: Room | None
+    hidden: tuple[str, ...]
+    """What the model was told before, which no answer may repeat."""
+    masked: Mapping[str, int]
+    """Personal health information that was masked before it was sent, by kind."""
+
+
+def desk(nodes: Sequence[Node], model: str | None, machine: Machine, runs: Path, how: How) -> Desk:
+    """The model with its journal below `runs`, and the passages. Every reply is on disk before it counts: a killed call goes on where it was."""
     spec = model or _final_model(nodes)
-    index = _index(nodes) if how.k else None
-    limited = LimitedModel(open_model(spec, machine), how.budget)
-    journal = CachedModel(limited, _key(spec, runs), runs / ".cache" / "replies")
+    opened: Any = open_model(spec, machine)
+    limited = LimitedModel(opened, how.budget)
+    key = _key(spec, runs)
+    journal = CachedModel(limited, key, runs / ".cache" / "replies")
     room = Room(journal.window, journal.count) if journal.window else None
-    strategy: Strategy = lambda question: cited(question, index, how.k, how.max_tokens)  # noqa: E731
-    if name is not None:
-        (strategy,) = run([prepare(name, max_tokens=how.max_tokens, index=index, k=how.k, room=room, questions=[asked], **_examples(how))], journal)
+    chat = getattr(opened, "chat", None)  # a server's is not known here
+    hidden = (chat.text((Message(role="user", content=""),)),) if chat else ()
+    shelf, encode = _shelf(nodes, how) if how.k else (None, None)
+    return Desk(journal, limited, key, shelf, encode, room, hidden, getattr(opened, "masked", {}))
+
+
+def strategy_of(name: str, at: Desk, how: How, questions: Sequence[Question]) -> Strategy:
+    """The strategy of that name for these questions; examples are solved first where it needs some."""
+    if name == CITED:
+        return lambda question: cited(question, at.shelf, how.k, how.max_tokens, at.hidden)
+    if name == QUOTE:
+        if at.shelf is None:
+            raise RecipeError("the strategy 'quote' needs passages", where="command line", do="give --library, or run a recipe with an index stage")
+        return quote(at.shelf, how.k, at.encode)
+    given = {"max_tokens": how.max_tokens, "index": at.shelf, "k": how.k, "room": at.room, "questions": questions, **_examples(how)}
+    return run([prepare(name, **given)], at.journal)[0]
+
+
+def answer(question: str, nodes: Sequence[Node], model: str | None, machine: Machine, runs: Path, how: How) -> Iterator[str]:
+    """Lines to print: the answer, then its sources; with `explain` also what was asked and replied, how well it is supported, and what it cost."""
+    asked = Question(id="ask", task="ask", text=question, options=how.options)
+    tuned = read_tuned(how.tuned) if how.tuned else None
+    name = how.strategy or (tuned.strategy if tuned else CITED)
+    if name not in OPEN and parse_name(name).votes and not how.options:
+        raise RecipeError(f"{name!r} votes on options", where="command line", do="give --option for each, or another --strategy")
+    at = desk(nodes, model, machine, runs, how)
+    strategy = plain = strategy_of(name, at, how, [asked])
+    if tuned and tuned.calibration:
+        if (tuned.strategy, tuned.model) != (name, at.key):
+            what = f"{tuned.strategy!r} was calibrated, of a model that may be another one"
+            raise RecipeError(what, where=str(how.tuned), do="tune this model anew, or leave --strategy out")
+        strategy = careful(strategy, tuned.calibration)
     if how.explain:
-        silent = Silent(journal)
-        run([strategy(asked)], silent)
-        yield f"at most {_told(silent.cost, how.budget)}"
-    ((reply, exchanges),) = run([recorded(strategy(asked))], journal)
+        silent = Silent(at.journal)
+        run([plain(asked)], silent)
+        yield f"at most {told(silent.cost, how.budget)}"
+    ((reply, exchanges),) = run([recorded(strategy(asked))], at.journal)
     if how.explain:
         yield from _explained(reply, exchanges)
-        yield f"spent: {_told(limited.spent, how.budget)}; {journal.num_hits} replies from the journal"
+        yield f"spent: {told(at.limited.spent, how.budget)}; {at.journal.num_hits} replies from the journal"
     yield reply.text or "(the model gave no answer)"
+    yield from sources(reply, at.masked)
+
+
+def sources(reply: Answer, masked: Mapping[str, int]) -> Iterator[str]:
+    """What stands below an answer: notes, quotes, what was read without being quoted, and what was masked."""
     for note in reply.notes:
         yield f"  note: {note}"
     for citation in reply.citations:
@@ -70,6 +139,18 @@ def answer(question: str, nodes: Sequence[Node], model: str | None, machine: Mac
     rest = [p for p in reply.passages if p not in {c.passage_id for c in reply.citations}]
     if rest:
         yield f"  read, not quoted: {', '.join(rest)}"
+    if masked:
+        yield f"  masked before it was sent: {', '.join(f'{count} {kind}' for kind, count in masked.items())}"
+
+
+def read_tuned(path: Path) -> Tuned:
+    """A file of `aloe tune-strategy`. RecipeError where it is none."""
+    try:
+        return Tuned.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecipeError(f"the file cannot be read: {error.strerror}", where=str(path), do="make it with aloe tune-strategy") from None
+    except ValidationError as error:
+        raise RecipeError(f"not a file of aloe tune-strategy: {error.errors()[0]['msg']}", where=str(path), do="make it anew") from None
 
 
 def _final_model(nodes: Sequence[Node]) -> str:
@@ -80,13 +161,19 @@ def _final_model(nodes: Sequence[Node]) -> str:
     return f"hf:{finished[-1].path / 'model' if finished[-1].stage.makes == 'report' else finished[-1].path}"
 
 
-def _index(nodes: Sequence[Node]) -> Index | None:
-    found = next((n for n in reversed(nodes) if n.done and n.stage.makes == "index"), None)
-    if found is None:
-        return None
-    from aloe.retrieve.index import open_index
+def _shelf(nodes: Sequence[Node], how: How) -> tuple[Index | None, Encode | None]:
+    """The passages of the user's library, or of the last run's index, and their encoder."""
+    from aloe.retrieve.embed import open_embedder
+    from aloe.retrieve.index import open_index, read_info
+    from aloe.retrieve.library import current
 
-    return open_index(found.path, "hybrid")
+    found = next((n for n in reversed(nodes) if n.done and n.stage.makes == "index"), None)
+    if how.library is None and found is None:
+        return None, None
+    path = current(how.library) if how.library else found.path  # type: ignore[union-attr]
+    if not (info := read_info(path)).dim:
+        return open_index(path, "text"), None
+    return open_index(path, "hybrid"), open_embedder(info.embedder).encode
 
 
 def _examples(how: How) -> dict[str, Any]:
@@ -107,7 +194,8 @@ def _key(spec: str, runs: Path) -> str:
     return hashlib.sha256(spec.encode()).hexdigest()
 
 
-def _told(cost: Cost, budget: Budget) -> str:
+def told(cost: Cost, budget: Budget) -> str:
+    """A cost in words."""
     price = f", {cost.money(budget):.4f} in money" if budget.price_read or budget.price_written else ""
     return f"{cost.calls} calls, {cost.read} tokens read, {cost.written} written{price}"
 
@@ -126,4 +214,8 @@ def _explained(reply: Answer, exchanges: Sequence[tuple[Request, Reply]]) -> Ite
         yield text
     if reply.votes:
         yield "--- votes: " + ", ".join(f"{LETTERS[i]} {vote:g}" for i, vote in enumerate(reply.votes))
+    for one in reply.support:
+        yield f"--- support {one.score:.2f}: {one.sentence}"
+        if one.passage_id:
+            yield f"    [{one.passage_id}] {' '.join(one.quote.split())}"
     yield "---"

@@ -277,29 +277,83 @@ def compare(
         print(line)
 
 
+Model = Annotated[str | None, typer.Option(help="hf:PATH, http://HOST/v1#NAME, ...; default: the final model of the last run.")]
+Passages = Annotated[int, typer.Option(help="Passages to read where there are some; 0 = none.")]
+Library = Annotated[Path | None, typer.Option(help="A library of `aloe index` to read from; default: the run's index.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Examples = Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")]
+Calls = Annotated[int | None, typer.Option(help="Most calls of the model.")]
+Tokens = Annotated[int | None, typer.Option(help="Most tokens, read and written.")]
+
+
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS,
-    model: Annotated[str | None, typer.Option(help="hf:PATH, http://HOST/v1#NAME, ...; default: the final model of the last run.")] = None,
-    passages: Annotated[int, typer.Option(help="Passages to read where the run has an index; 0 = none.")] = 3,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128, on: On = None,
-    strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, ...; default: an open answer with citations.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="One of the answers to choose from; give several.")] = None,
-    examples: Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")] = None,
-    calls: Annotated[int | None, typer.Option(help="Most calls of the model.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Most tokens, read and written.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show prompt, passages, examples, votes and cost.")] = False,
+    question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS, model: Model = None,
+    passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 128, on: On = None,
+    strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, quote, ...; default: an open answer with citations.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="One of the answers to choose from; give several.")] = None, examples: Examples = None,
+    tuned: Annotated[Path | None, typer.Option(help="File of `aloe tune-strategy`: its strategy, which abstains as it was calibrated.")] = None,
+    calls: Calls = None, tokens: Tokens = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show prompt, passages, examples, votes, support and cost.")] = False,
 ) -> None:  # fmt: skip
     """Ask the final model a question, with sources.  Example: aloe ask "What does insulin do?" """
     from aloe.answer import How, answer
     from aloe.models.limits import Budget
 
     how = How(
-        strategy=strategy, options=tuple(option or ()), k=passages, max_tokens=max_tokens, examples=examples, explain=explain,
-        budget=Budget(calls=calls, tokens=tokens),
+        strategy=strategy, options=tuple(option or ()), k=passages, library=library, max_tokens=max_tokens, examples=examples, tuned=tuned,
+        explain=explain, budget=Budget(calls=calls, tokens=tokens),
     )  # fmt: skip
     for line in answer(question, _last_nodes(runs, None, []) if model is None else [], model, _machine(on), runs, how):
         print(line)
+    _notice(runs)
+
+
+@app.command()
+def chat(
+    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 256, on: On = None,
+    strategy: Annotated[str | None, typer.Option(help="cited (default), direct, think, think+passages, think+follow-up, refine.")] = None,
+) -> None:  # fmt: skip
+    """Talk to the final model, with sources below each answer.  Example: aloe chat --library guidelines"""
+    from aloe.answer import How, desk
+    from aloe.talk import Talk
+    from aloe.talk import chat as talk
+
+    how = How(strategy=strategy, k=passages, library=library, max_tokens=max_tokens)
+    at = desk(_last_nodes(runs, None, []) if model is None else [], model, _machine(on), runs, how)
+    print(f"{NOTICE}\n", file=sys.stderr)
+    talk(Talk(at, how), lambda: input("> "), lambda text: print(text, end="", flush=True))
+
+
+@app.command("tune-strategy")
+def tune_strategy(
+    task: Annotated[str, typer.Argument(help="Labelled questions: file:PATH.jsonl, or a task (medqa, starter-unseen, ...).")],
+    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 128, on: On = None,
+    strategy: Annotated[list[str] | None, typer.Option(help="One to try; give several. Default: what the questions allow.")] = None,
+    loss: Annotated[float, typer.Option(min=0, max=1, help="Accuracy that may be lost against the best.")] = 0.02,
+    n: Annotated[int, typer.Option("-n", min=20, help="Questions to compare on.")] = 100,
+    calibrate: Annotated[int, typer.Option(min=0, help="Further questions to calibrate abstention on; 0 = none.")] = 0,
+    error_rate: Annotated[float, typer.Option(help="Share of all questions that may be answered wrongly after that.")] = 0.1,
+    examples: Examples = None, calls: Calls = None, tokens: Tokens = None,
+    price_read: Annotated[float, typer.Option(min=0, help="Of a million tokens read.")] = 0.0,
+    price_written: Annotated[float, typer.Option(min=0, help="Of a million tokens written.")] = 0.0,
+    out: Annotated[Path, typer.Option(help="File for the choice.")] = Path("tuned.json"),
+) -> None:  # fmt: skip
+    """Find the cheapest way to ask within a stated loss of accuracy.  Example: aloe tune-strategy file:mine.jsonl --loss 0.02 --calibrate 100"""
+    from aloe.answer import How, desk
+    from aloe.models.limits import Budget
+    from aloe.tune import Wish, tune
+
+    wish = Wish(task=task, strategies=tuple(strategy or ()), loss=loss, n=n, num_calibration=calibrate, error_rate=error_rate)
+    budget = Budget(calls=calls, tokens=tokens, price_read=price_read, price_written=price_written)
+    how = How(k=passages, library=library, max_tokens=max_tokens, examples=examples, budget=budget)
+    at = desk(_last_nodes(runs, None, []) if model is None else [], model, _machine(on), runs, how)
+    for line in tune(wish, at, how, out):
+        print(line, flush=True)
+
+
+def _notice(runs: Path) -> None:
+    """What the system is not for, once a runs folder."""
     seen = runs / ".notice-seen"
     if not seen.exists():
         print(f"\n{NOTICE}", file=sys.stderr)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aloe.ask.registry import build
-from aloe.ask.strategies import direct, letters
+from aloe.ask.strategies import direct, letters, think
 from aloe.ask.strategy import run
 from aloe.ask.vote import decided, fewest, orders, vote, winner
 from aloe.core.qa import Question
@@ -144,6 +144,32 @@ def test_the_gain_of_voting_is_the_binomial_one(n: int) -> None:
     mean = sum(t * p for t, p in ends.items())
     sigma = math.sqrt(sum((t - mean) ** 2 * p for t, p in ends.items()) / NUM)
     assert abs(calls - mean) <= 4 * sigma + 1e-9
+
+
+@pytest.mark.parametrize("p", [0.5, 0.7, 0.95])
+@pytest.mark.parametrize("n", [3, 5, 7])
+def test_over_every_pattern_of_votes_gain_and_calls_are_exactly_the_formulas(n: int, p: float) -> None:
+    # Question number b: member i is right where bit i of b is set, so the 2^n questions are all outcomes of n members.
+    def member(request: Generate) -> str:
+        body = request.messages[-1].content
+        word = "right" if int(body.split()[1][:-1]) >> request.sampling.seed & 1 else "wrong"
+        return f"Answer: {next(line for line in body.splitlines() if line.endswith(word))[0]}"
+
+    questions = [Question(id=f"t/{b}", task="t", text=f"Case {b}: which?", options=("right", "wrong"), gold=0) for b in range(2**n)]
+    weights = [p ** b.bit_count() * (1 - p) ** (n - b.bit_count()) for b in range(2**n)]
+    found = {}
+    for adaptive in (True, False):
+        asking = vote(lambda seed: think(16, 0.7, seed), n, adaptive=adaptive, same_orders=True)
+        models = [FakeModel(text=member) for _ in questions]
+        answers = [run([asking(question)], model)[0] for question, model in zip(questions, models, strict=True)]
+        found[adaptive] = [answer.choice for answer in answers], [len(model.calls) for model in models]
+    assert found[True][0] == found[False][0] and set(found[False][1]) == {n}
+    right = sum(w for w, choice in zip(weights, found[True][0], strict=True) if choice == 0)
+    assert right == pytest.approx(sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n // 2 + 1, n + 1)), abs=1e-12)
+    m = (n + 1) // 2
+    calls = sum(w * asked for w, asked in zip(weights, found[True][1], strict=True))
+    ends = {t: math.comb(t - 1, m - 1) * (p**m * (1 - p) ** (t - m) + (1 - p) ** m * p ** (t - m)) for t in range(m, n + 1)}
+    assert calls == pytest.approx(sum(t * share for t, share in ends.items()), abs=1e-12) and calls < n
 
 
 # weights

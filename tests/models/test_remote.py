@@ -11,9 +11,9 @@ import pytest
 
 from aloe.core.config import Machine
 from aloe.core.errors import MachineError, ModelError
+from aloe.core.phi import mask
 from aloe.models import remote
 from aloe.models.model import Generate, Request, Sampling, Score, open_model
-from aloe.models.phi import mask
 from models.small_server import Handler, completion, serving
 from toys import assistant, replies, user
 

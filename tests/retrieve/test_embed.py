@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,24 @@ def test_a_server_gives_vectors_in_the_order_of_the_texts(server: str, monkeypat
     np.testing.assert_allclose(encoder.encode(texts), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
     assert encoder.dim == 64 and encoder.encode([]).shape == (0, 64)
     assert set(_Server.keys) == {"Bearer secret-7"} and "secret-7" not in encoder.name
+
+
+def test_an_encoder_on_another_machine_gets_masked_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    openai = pytest.importorskip("openai", reason="openai is not installed")
+    sent: list[str] = []
+
+    class Client:
+        def __init__(self, **_: object) -> None:
+            self.embeddings = self
+
+        def create(self, *, input: list[str], **_: object) -> SimpleNamespace:
+            sent.extend(input)
+            return SimpleNamespace(data=[SimpleNamespace(index=number, embedding=[1.0, 0.5]) for number, _ in enumerate(input)])
+
+    monkeypatch.setattr(openai, "OpenAI", Client)
+    for host, expected in (("https://api.example.com/v1#m", "[NAME] has gout"), ("http://127.0.0.1:9/v1#m", "Mr. John Smith has gout")):
+        open_embedder(host).encode_query(["Mr. John Smith has gout"])
+        assert sent[-1] == expected
 
 
 def test_a_server_that_now_has_another_model_is_noticed(server: str, tmp_path: Path) -> None:

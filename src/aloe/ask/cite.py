@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from aloe.ask.guard import Guard
 from aloe.ask.strategies import direct, find
 from aloe.ask.strategy import Ask, Index
-from aloe.core.qa import Answer, Citation, Passage, Question
+from aloe.ask.support import SUPPORTED, supports
+from aloe.core.qa import Answer, Citation, Passage, Question, Support
 
 MIN_WORDS = 6
 """Shorter runs of equal words are found by chance ("in patients with type 2 diabetes")."""
@@ -18,14 +20,34 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
-def cited(question: Question, index: Index | None, k: int, max_tokens: int) -> Ask[Answer]:
-    """An open answer from the `k` passages found, with a checked quote for each sentence that one of them supports.
+def cited(question: Question, index: Index | None, k: int, max_tokens: int, hidden: Sequence[str] = ()) -> Ask[Answer]:
+    """An open answer from the `k` passages found, checked (`guard`), with a quote for each sentence that one of them supports.
 
-    Without an index the question is asked as it stands, and nothing is cited.
+    Without an index the question is asked as it stands, and nothing is cited. `hidden` are texts that no answer may repeat.
     """
     passages = find(question, index, k) if index else []
     answer = yield from direct(max_tokens)(question, passages)
-    return answer.model_copy(update={"citations": citations(answer.text, passages)})
+    return checked(answer, question, passages, hidden)
+
+
+def checked(answer: Answer, question: Question, passages: Sequence[Passage], hidden: Sequence[str] = ()) -> Answer:
+    """The answer after the output check, with the support of each sentence and the citations that it gives."""
+    guarded = Guard(question.text, passages, hidden).check(answer.text)
+    support = supports(guarded.text, question.text, passages) if passages else ()
+    return answer.model_copy(
+        update={"text": guarded.text, "support": support, "citations": supported(support, passages), "notes": (*answer.notes, *guarded.notes)}
+    )  # fmt: skip
+
+
+def supported(support: Sequence[Support], passages: Sequence[Passage]) -> tuple[Citation, ...]:
+    """For each sentence that is supported well enough a quote: its own words where six stand in the passage, else the passage's sentence."""
+    by_id = {passage.id: passage for passage in passages}
+    found = []
+    for one in support:
+        if one.score >= SUPPORTED:
+            words = _longest(one.sentence, [by_id[one.passage_id]])
+            found.append(words if words and words.quote in one.quote else Citation(passage_id=one.passage_id, quote=one.quote.strip()))
+    return tuple(dict.fromkeys(found))
 
 
 def citations(text: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from aloe.ask import prompts
+from aloe.ask.guard import commands
 from aloe.ask.memory import Memory
 from aloe.ask.strategies import Reader, find
 from aloe.ask.strategy import Ask, Index, Strategy, done
@@ -46,10 +47,13 @@ def informed(
 
     What does not fit is left out by this rule, and `notes` says so: the worst passage first, down to one; then the farthest example,
     down to one; then the last passage, then the last example. A question that does not fit alone is the model's to refuse.
+    Where there are options, a passage that gives orders is left out before: a letter that obeys cannot be told from one that knows.
     """
 
     def ask(question: Question) -> Ask[Answer]:
         passages = (yield from finder(question)) if finder else []
+        ordering = [p.id for p in passages if question.options and commands(p)]
+        passages = [p for p in passages if p.id not in ordering]
         examples = memory.nearest(question, num_examples) if memory else []
         left_out = [0, 0]
         while room and (passages or examples) and room.over(_first(inner, question, passages, examples), later):
@@ -59,6 +63,7 @@ def informed(
         answer = yield from inner(question, passages, examples)
         limit = room.limit if room else 0
         notes = [f"{n} {what} left out: over the model's {limit} tokens" for n, what in zip(left_out, ("passages", "examples"), strict=True) if n]
+        notes += [f"{', '.join(ordering)} left out: it gives orders to the reader"] * bool(ordering)
         return answer.model_copy(update={"notes": (*notes, *answer.notes)})
 
     return ask

@@ -73,6 +73,16 @@ class Citation(Config):
     quote: str
 
 
+class Support(Config):
+    """A sentence of an answer, and the passage's sentence that says the same, as far as one does."""
+
+    sentence: str
+    score: float = 0.0
+    """0 = no passage says it, 1 = all of it."""
+    passage_id: str = ""
+    quote: str = ""
+
+
 class Answer(Config):
     """What a strategy made of a question."""
 
@@ -89,8 +99,17 @@ class Answer(Config):
     votes: tuple[float, ...] = ()
     """What each option was given, where members voted."""
     notes: tuple[str, ...] = ()
-    """What a rule left out of the prompt, and why."""
+    """What a rule left out of the prompt or took out of the answer, and why."""
+    support: tuple[Support, ...] = ()
+    """Of each sentence of an open answer that was given passages."""
+    abstained: bool = False
+    """Whether it is not given, since it is not sure enough; see `ask.conformal`."""
     num_tokens: int = 0
+
+    @property
+    def confidence(self) -> float:
+        """Of an open answer: that of its least supported sentence; nothing said is nothing supported."""
+        return min((support.score for support in self.support), default=0.0)
 
 
 class Grade(Config):

