@@ -175,7 +175,7 @@ def show(
     source: Annotated[str | None, typer.Option(help="With --dropped: from this source alone.")] = None,
     n: Annotated[int, typer.Option("--n", help="With --dropped: how many rows.")] = 20,
 ) -> None:  # fmt: skip
-    """Show a stage, every hop of one row with its tokens coloured by loss weight, or what was dropped.  Example: aloe show corpus --row toy-facts/zorax
+    """Show a stage, one row through every hop with its tokens coloured, or what was dropped.  Example: aloe show corpus --row toy-facts/zorax
 
     Dropped rows: aloe show corpus --dropped --step exact --source medmcqa"""
     from aloe.show import show_drops, show_stage

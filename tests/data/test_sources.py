@@ -61,7 +61,7 @@ GOLDEN = {
     "mediqa-entailment": Golden("mediqa-entailment/1", "First question: High Blood Pressure. I know you may not answer", "B. No", "Natural Language Inference", "not stated", 302),
     "biored-entities": Golden("biored-entities/14510914", "List the biomedical entities of this abstract, a line for each kind.\n\nCongenital hypothyroidism", "DiseaseOrPhenotypicFeature: Congenital hypothyroidism", "Named Entity Recognition", "not stated", 100),
     "biored-relations": Golden("biored-relations/14510914", "List the relations between biomedical entities in this abstract", "deletion of the coding sequence (nt 1314 through nt 1328) | Positive_Correlation | Congenital hypothyroidism", "Information Extraction", "not stated", 100),
-    "pubmedqa-conclusion": Golden("pubmedqa-conclusion/21645374", "Programmed cell death (PCD) is the regulated death", "Results depicted mitochondrial dynamics in vivo", "Explanation", "MIT", 1000),
+    "pubmedqa-conclusion": Golden("pubmedqa-conclusion/10808977", "Telephone counseling and tailored print communications have emerged", "The effects of the intervention were most pronounced", "Explanation", "MIT", 500),
     "mmlu-medical-validation": Golden("mmlu-medical-validation/anatomy_val_0", "Which of the following terms describes the body's ability to", "D. Homeostasis", QA, "MIT", 123),
     "gsm8k": Golden("gsm8k/0", "Natalia sold clips to 48 of her friends in April", "Natalia sold 48/2 = <<48/2=24>>24 clips in May.", "general", "MIT", 2000),
     "alpaca-seed": Golden("alpaca-seed/seed_task_0", "Is there anything I can eat for a breakfast", "Yes, you can have 1 oatmeal banana protein shake", "general", "Apache 2.0", 175),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -122,23 +122,26 @@ def fetch_hub(hub: str, revision: str, adapter: Adapter) -> None:
         snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=list(adapter.files))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise SourceError(f"the data set cannot be fetched: {reason}", where=f"{hub}@{revision}", do="check network, name, revision and HF_TOKEN") from None
+        do = "check network, name, revision and HF_TOKEN"
+        raise SourceError(f"the data set cannot be fetched: {reason}", where=f"{hub}@{revision}", do=do) from None
 
 
 def adapted(source: str, licence: str, adapter: Adapter, files: Sequence[Path]) -> Iterator[Row | Bad]:
     """The rows of a set's files; what cannot become one comes as Bad."""
-    number = 0
     layout = Layout(adapter.format, adapter.members, adapter.root, adapter.tag)
-    for file in files:
-        for item in read(file, layout):
-            if isinstance(item, Bad):
-                yield item
-                continue
-            try:
-                yield from rows_of(item.value, adapter.map, source, licence, number)
-            except Unfit as error:
-                yield unfit(item, str(error))
-            number += 1
+    return rows_from((item for file in files for item in read(file, layout)), source, licence, adapter.map)
+
+
+def rows_from(items: Iterable[Record | Bad], source: str, licence: str, how: Map) -> Iterator[Row | Bad]:
+    """Records to rows; those that have no id of their own are numbered."""
+    for number, item in enumerate(items):
+        if isinstance(item, Bad):
+            yield item
+            continue
+        try:
+            yield from rows_of(item.value, how, source, licence, number)
+        except Unfit as error:
+            yield unfit(item, str(error))
 
 
 def unfit(item: Record, why: str) -> Bad:

@@ -22,6 +22,8 @@ MAX_RATIO = 200  # text packs 3 to 50 times; deflate's limit, which bombs come n
 FREE_BYTES = 16 * 2**20  # a small file of zeros is no danger
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
+BROKEN = (OSError, ValueError, EOFError, RuntimeError, KeyError, IndexError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
 
 class Part(NamedTuple):
     """One file of data: where it is for people, its name's ending, its bytes."""
@@ -34,10 +36,9 @@ class Part(NamedTuple):
 @contextmanager
 def reading(where: str) -> Iterator[None]:
     """What the libraries of formats raise on broken files, as the user's error."""
-    broken = (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError, KeyError, IndexError)
     try:
         yield
-    except broken as error:  # RecursionError is a RuntimeError, UnicodeError a ValueError
+    except BROKEN as error:  # RecursionError and NotImplementedError are RuntimeErrors, UnicodeError a ValueError
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SourceError(f"the file cannot be read: {reason}", where=where, do="fetch the file again, or mend it") from None
 

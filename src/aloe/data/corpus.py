@@ -28,7 +28,8 @@ def allowed(names: Iterable[str], policy: licences.Policy) -> tuple[list[str], l
         else:
             inside.append(name)
     if not inside:
-        raise SourceError(f"`licences: {policy}` leaves no source: {outside[0]['reason']}", where=outside[0]["source"], do="allow more, or add sources")
+        first = outside[0]
+        raise SourceError(f"`licences: {policy}` leaves no source: {first['reason']}", where=first["source"], do="allow more, or add sources")
     return inside, outside
 
 

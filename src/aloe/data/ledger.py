@@ -195,8 +195,9 @@ def _matching_turn(row: Row, question: str) -> str:
 def side_by_side(one: str, other: str) -> tuple[list[list[Any]], list[list[Any]]]:
     """Both texts in pieces [text, stands in both], compared word by word; runs of under four words count as different."""
     a, b = (re.findall(r"\S+\s*|\s+", text[:SHOWN]) for text in (one, other))
-    keys = [[normal(word) for word in words] for words in (a, b)]
-    blocks = [m for m in difflib.SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks() if m.size >= min(4, len(a))]
+    ours, theirs = ([normal(word) for word in words] for words in (a, b))
+    matches = difflib.SequenceMatcher(None, "\n".join(ours).split("\n"), "\n".join(theirs).split("\n"), autojunk=False).get_matching_blocks()
+    blocks = [m for m in matches if m.size >= min(4, len(a))]
     return _pieces(a, [(m.a, m.size) for m in blocks]), _pieces(b, [(m.b, m.size) for m in blocks])
 
 

@@ -11,8 +11,8 @@ Kind = Literal["commercial", "research", "unknown"]
 OWN = "own"
 """Of a user's own file, where its rows name none."""
 _COMMERCIAL = (
-    r"own", r"mit", r"apache.?2(\.0)?", r"bsd.*", r"isc", r"cc0.*", r"cc.by(.sa)?(.\d(\.\d)?)?( unported)?", r"public domain.*", r"us.gov public domain.*",
-    r"odc.by.*", r"ogl.*", r"open government licence.*", r"l?gpl.?[23].*", r"agpl.?3.*",
+    r"own", r"mit", r"apache.?2(\.0)?", r"bsd.*", r"isc", r"cc0.*", r"cc.by(.sa)?(.\d(\.\d)?)?( unported)?",
+    r"public domain.*", r"us.gov public domain.*", r"odc.by.*", r"ogl.*", r"open government licence.*", r"l?gpl.?[23].*", r"agpl.?3.*",
     # with terms of their own: an acceptable-use policy, a name to carry, a limit of users
     r"llama ?[234].*", r"openrail.*", r"gemma",
 )  # fmt: skip

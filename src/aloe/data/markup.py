@@ -20,7 +20,8 @@ def whole(part: Part, most: int) -> bytes:
     """All bytes of a file; SourceError where it is larger than `most` bytes."""
     data = part.stream.read(most + 1)
     if len(data) > most:
-        raise SourceError(f"the file is larger than {most // 2**20} MiB, which is as much as is read whole", where=part.where, do="split it, or save it as .jsonl")
+        what = f"the file is larger than {most // 2**20} MiB, which is as much as is read whole"
+        raise SourceError(what, where=part.where, do="split it, or save it as .jsonl")
     return data
 
 

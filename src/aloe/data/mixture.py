@@ -56,14 +56,13 @@ def row_tokens(row: Row) -> float:
     return ROW_TOKENS + TOKENS_PER_CHARACTER * characters
 
 
-def mix(
-    rows: Iterable[Row], options: Mixture, epochs: Mapping[str, float], seed: int, clusters: Mapping[str, object] | None = None
-) -> Mixed:
+def mix(rows: Iterable[Row], options: Mixture, epochs: Mapping[str, float], seed: int, clusters: Mapping[str, object] | None = None) -> Mixed:
     """The mixture of rows. `epochs`: source -> times it is read, 1 where it is not named; `clusters`: id -> its cluster of duplicates.
 
     A share counts a row once for every time it is read. Raises SourceError where a weighted name has no rows.
     """
-    kept, held = [], []
+    kept: list[Row] = []
+    held: list[Row] = []
     for row in rows:
         (held if _held_out(row, options, seed, clusters or {}) else kept).append(row)
     groups: dict[str, list[Row]] = defaultdict(list)
@@ -78,7 +77,8 @@ def mix(
 
     sizes = {name: sum(map(cost, group)) for name, group in groups.items()}
     wanted = amounts(sizes, options.weights, options.caps)
-    chosen, left = [], []
+    chosen: list[Row] = []
+    left: list[Row] = []
     for name, group in groups.items():
         taken = 0.0
         for row in sorted(group, key=lambda r: seed_for(seed, "share", r.id)):

@@ -22,6 +22,7 @@ from aloe.data.archives import Part, parts, reading
 MAX_ROW = 32 * 2**20  # bytes; the longest published row of LongCite is under 1 MB
 MAX_FILE = 2**30  # bytes, of a file that has to be read whole
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".xml", ".pubtator")
+KNOWN = f"{', '.join(ENDINGS)}, also with .gz or in a .zip"
 SHOWN = 2000  # characters of a bad row that are kept
 
 
@@ -61,7 +62,7 @@ def read(path: Path, layout: Layout = Layout()) -> Iterator[Record | Bad]:  # no
     for part in parts(path, layout.members):
         kind = layout.format or part.ending.removeprefix(".")
         if kind not in READERS:
-            raise SourceError(f"cannot read {part.ending or 'this'} files", where=part.where, do=f"give one of {', '.join(ENDINGS)}, also with .gz or in a .zip")
+            raise SourceError(f"cannot read {part.ending or 'this'} files", where=part.where, do=f"give one of {KNOWN}")
         with reading(part.where):
             yield from READERS[kind](part, layout)
 
@@ -299,8 +300,8 @@ def _parquet(part: Part, layout: Layout) -> Iterator[Record | Bad]:
                 else:
                     yield Record(where, one.to_pylist()[0])
     except (pyarrow.ArrowException, MemoryError) as error:
-        reason = str(error).partition("\n")[0] or "out of memory"
-        raise SourceError(f"not a Parquet file that can be read: {reason}", where=f"{part.where}, after record {number}", do="fetch it again") from None
+        reason, where = str(error).partition("\n")[0] or "out of memory", f"{part.where}, after record {number}"
+        raise SourceError(f"not a Parquet file that can be read: {reason}", where=where, do="fetch it again") from None
 
 
 def _without_mark(line: bytes, where: str) -> bytes:

@@ -16,11 +16,13 @@ from aloe.data.records import Bad, Layout, Record, read
 LICENCE = "CC BY 4.0"  # of the claims; the abstracts are under ODC-By 1.0
 LABELS = {"SUPPORT": "A", "CONTRADICT": "B", "": "C"}
 _VERIFY = Map(
-    kind="mcq", id="{name}", task="Fact Verification", context="{title}\n\n{abstract}", question="Claim: {claim}\n\nWhat does this abstract say of the claim?",
+    kind="mcq", id="{name}", task="Fact Verification", context="{title}\n\n{abstract}",
+    question="Claim: {claim}\n\nWhat does this abstract say of the claim?",
     choices=("It supports it.", "It contradicts it.", "It does not say enough."), gold="gold",
 )  # fmt: skip
 _FIND = Map(
-    kind="mcq", id="{name}", task="Text Retrieval", question="Claim: {claim}\n\nWhich study bears on the claim?", options="options", gold="gold", gold_is="index",
+    kind="mcq", id="{name}", task="Text Retrieval", question="Claim: {claim}\n\nWhich study bears on the claim?",
+    options="options", gold="gold", gold_is="index",
 )  # fmt: skip
 
 

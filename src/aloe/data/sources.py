@@ -21,14 +21,15 @@ from aloe.core.qa import Question
 from aloe.core.rows import Drop, Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
 from aloe.data import scifact, starter
-from aloe.data.adapters import SETS, adapted, fetch_hub, hub_files, local_files, local_sets
+from aloe.data.adapters import SETS, adapted, fetch_hub, hub_files, local_files, local_sets, rows_from
 from aloe.data.archives import ARCHIVES
 from aloe.data.catalogue import FILE as CATALOGUE
 from aloe.data.catalogue import catalogue
 from aloe.data.licences import OWN
+from aloe.data.mapping import Map
 from aloe.data.mixture import ROW_TOKENS, TOKENS_PER_CHARACTER
 from aloe.data.own import own_rows
-from aloe.data.records import ENDINGS, SHOWN, Bad
+from aloe.data.records import ENDINGS, KNOWN, SHOWN, Bad, Layout, read
 
 OWN_FILE = "file:"
 
@@ -51,7 +52,7 @@ def source_files(name: str, revision: str | None = None) -> list[Path]:
     if revision:
         raise _no_revision(name)
     if not file.name.lower().removesuffix(".gz").endswith((*ENDINGS, *ARCHIVES)):
-        raise SourceError(f"cannot read {file.suffix or 'this'} files", where=name, do=f"give one of {', '.join(ENDINGS)}, also with .gz or in a .zip")
+        raise SourceError(f"cannot read {file.suffix or 'this'} files", where=name, do=f"give one of {KNOWN}")
     if not file.is_file():
         raise SourceError("the file does not exist", where=str(file), do="check the path (it is relative to where aloe is started)")
     return [file]
@@ -207,6 +208,19 @@ def _pubmedqa(files: Sequence[Path]) -> Iterator[Row]:
             yield choice_row("pubmedqa", pmid, text, options, options.index(record["final_decision"]))
 
 
+_CONCLUSION = Map(
+    kind="qa", id="{_key}", task="Explanation", context="{CONTEXTS}",
+    question="{QUESTION} Explain what this study lets one conclude.", answer="{LONG_ANSWER}",
+)  # fmt: skip
+
+
+def _pubmedqa_conclusion(files: Sequence[Path]) -> Iterator[Row | Bad]:
+    """What the same 500 abstracts conclude."""
+    test = read_json(files[1])
+    items = (item for item in read(files[0], Layout()) if isinstance(item, Bad) or item.value["_key"] not in test)
+    return rows_from(items, "pubmedqa-conclusion", SOURCES["pubmedqa-conclusion"].licence, _CONCLUSION)
+
+
 def _dolly(files: Sequence[Path]) -> Iterator[Row]:
     for number, record in enumerate(read_csv(files[0])):
         user = f"{record['context']}\n\n{record['instruction']}" if record["context"] else record["instruction"]
@@ -259,6 +273,7 @@ SOURCES: dict[str, Source] = {
     "medqa": Source("MIT", ("medqa/medqa_4opt_val.json",), _prompt_engine("medqa")),
     "medmcqa": Source("MIT", ("medmcqa/medmcqa_val.json",), _prompt_engine("medmcqa")),
     "pubmedqa": Source("MIT", ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), _pubmedqa),
+    "pubmedqa-conclusion": Source("MIT", ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), _pubmedqa_conclusion),
     "dolly": Source("CC BY-SA 3.0", ("dolly_sample/databricks_dolly_15k.csv",), _dolly),
     "ultrafeedback": Source("MIT", ("ultrafeedback_clean/train_clean_first1000.jsonl",), _ultrafeedback),
     "med-safety": Source("MIT", ("med_safety_bench/train",), _med_safety),

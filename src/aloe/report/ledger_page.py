@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _personal(ledger: Mapping[str, Any]) -> Table:
 
 
 def _bins(edges: Sequence[int]) -> list[str]:
-    return [f"{low:,} to {high - 1:,}" for low, high in zip(edges, edges[1:], strict=False)] + [f"{edges[-1]:,} and more"]
+    return [f"{low:,} to {high - 1:,}" for low, high in pairwise(edges)] + [f"{edges[-1]:,} and more"]
 
 
 def _histogram(ledger: Mapping[str, Any]) -> list[tuple[str, int, Markup]]:

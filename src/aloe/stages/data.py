@@ -161,11 +161,11 @@ class Curate(Stage):
         result = finish(reading, curated, self.mixture, epochs, context.seed)
         if not result.rows:
             raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
-        revisions = {name: plan.revision for name, plan in self.sources.items()}
-        facts = source_facts(names, revisions)
+        facts = source_facts(names, {name: plan.revision for name, plan in self.sources.items()})
         book = ledger.build(
-            reading.watch, result.counts, result.drops, result.rows, result.held_out, excluded=excluded, facts=facts, asked=asked, policy=self.licences
-        )
+            reading.watch, result.counts, result.drops, result.rows, result.held_out,
+            excluded=excluded, facts=facts, asked=asked, policy=self.licences,
+        )  # fmt: skip
         _write_corpus(out, result.rows, result.held_out, result.drops)
         (out / "counts.json").write_text(json.dumps(result.counts, indent=1))
         (out / "ledger.json").write_text(json.dumps(book, indent=1, ensure_ascii=False))
