@@ -89,10 +89,11 @@ def test_a_set_that_is_not_here_says_where_to_put_it(root: Path) -> None:
     assert "hub/BI55/MedText" in error.value.do and "revision" in error.value.do
 
 
-def test_the_files_of_a_hub_repository_that_are_no_data_are_left_alone(root: Path) -> None:
+def test_files_of_a_hub_repository_that_are_no_training_data_are_left_alone(root: Path) -> None:
     file = write_set(root, "medtext")
-    for other in ("README.md", ".gitattributes", ".cache/x.jsonl", "dataset_infos.json", "plot.png"):
-        (file.parent / other).parent.mkdir(exist_ok=True)
+    parts = ("data/test-00000-of-00001.parquet", "validation.jsonl", "default/dev/0.jsonl")
+    for other in ("README.md", ".gitattributes", ".cache/x.jsonl", "dataset_infos.json", "plot.png", *parts):
+        (file.parent / other).parent.mkdir(exist_ok=True, parents=True)
         (file.parent / other).write_text("not data")
     assert source_files("medtext") == [file]
 

@@ -30,7 +30,7 @@ def book(sources: dict[str, list[Row]], mixture: Mixture | None = None, epochs: 
     given = {name: (reading.watch.rows(name, rows), None) for name, rows in sources.items()}
     result = finish(reading, curate.curate(given, steps, 1, lambda _: None), mixture, epochs or {}, 1)
     return ledger.build(
-        reading.watch, result.counts, result.drops, result.rows, result.held_out, excluded=[], facts=source_facts(sources, {}), asked=ASKED, policy="any"
+        reading.watch, result.counts, result.drops, result.rows, len(result.held_out), excluded=[], facts=source_facts(sources, {}), asked=ASKED, policy="any"
     )
 
 
@@ -134,7 +134,7 @@ def test_a_users_file_stands_under_its_name_without_its_folders(tmp_path: Path) 
     result = finish(reading, curate.curate({name: (reading.rows(name), None)}, [], 1, lambda _: None), Mixture(), {}, 1)
     assert result.counts[name]["kept"] == 1
     found = ledger.build(
-        reading.watch, result.counts, result.drops, result.rows, [], excluded=[], facts=source_facts([name], {}), asked={}, policy="any"
+        reading.watch, result.counts, result.drops, result.rows, 0, excluded=[], facts=source_facts([name], {}), asked={}, policy="any"
     )
     assert found["sources"][0]["name"] == "file:mine.jsonl" and found["sources"][0]["kept"] == 1 and str(tmp_path) not in str(found)
 

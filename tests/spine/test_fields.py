@@ -33,7 +33,7 @@ seed: 17
 stages:
   start: {kind: base, model: "toy:", name: toy, licence: Apache-2.0}
   other: {kind: base, model: "toy:", name: toy, licence: Apache-2.0, chat: {system_prompt: You are a test model .}}
-  facts: {kind: curate, sources: {toy-facts: {n: 24}, "file:ROWS": {}}, avoid: [toy-open], max_characters: 400, on_bad_row: drop, mixture: {caps: {toy-facts: 0.99}}}
+  facts: {kind: curate, sources: {toy-facts: {n: 24}, "file:ROWS": {}}, avoid: [toy-open], max_characters: 400, on_bad_row: drop}
   talks: {kind: curate, sources: {"file:TALKS": {}}}
   manners: {kind: curate, sources: {toy-general: {}}}
   pairs: {kind: curate, sources: {toy-pairs: {n: 8}, toy-safety: {n: 6}}}
@@ -64,9 +64,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "chat.generation.do_sample": False, "chat.generation.temperature": 0.7, "chat.generation.top_p": 0.8, "chat_template": "TEMPLATE",
     },
     "facts": {
-        "sources": {"toy-pairs": {"n": 24}, "toy-facts": {"n": 1}}, "sources.*.n": 12, "sources.*.epochs": 2.0, "sources.*.revision": "c0ffee", "steps": ["repair"], "avoid": ["toy-choice"],
-        "max_characters": 100, "licences": "commercial", "on_bad_row": "error", "mixture.unit": "tokens", "mixture.weights": {"toy-facts": 0.5}, "mixture.caps": {"toy-facts": 0.4},
-        "mixture.held_out": 0.4, "mixture.held_out_sources": ["file:rows.jsonl"],
+        "sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "sources.*.epochs": 2.0, "sources.*.revision": "c0ffee", "steps": ["repair"], "avoid": ["toy-choice"],
+        "max_characters": 100, "licences": "commercial", "on_bad_row": "error",
     },
     "stored": {"model": "other", "data": "facts", "max_length": 64, "supervise": "last", "reasoning": "mask"},
     "sft": {"base": "other", "data": "manners", **TRAIN},
@@ -89,6 +88,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora": False, "dora": False, "quantise": None, "export": "merged"}
 OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
 EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
+    ("facts", "mixture.unit"): {"mixture": {"caps": {"toy-facts": 0.5}}, "mixture.unit": "tokens"},
+    ("facts", "mixture.weights"): {"mixture": {}, "mixture.weights": {"toy-facts": 0.5}},
+    ("facts", "mixture.caps"): {"mixture": {}, "mixture.caps": {"toy-facts": 0.5}},
+    ("facts", "mixture.held_out"): {"mixture": {}, "mixture.held_out": 0.4},
+    ("facts", "mixture.held_out_sources"): {"mixture": {}, "mixture.held_out_sources": ["file:rows.jsonl"]},
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
     ("merged", "gamma"): {"method": "breadcrumbs", "gamma": 0.2},
     ("merged", "t"): {"method": "slerp", "models": {"sft": {}}, "density": None, "t": 0.3},

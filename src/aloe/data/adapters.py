@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,13 +20,16 @@ from aloe.data.records import ENDINGS, Bad, Layout, Record, read
 SETS = Path(__file__).with_name("sets.yaml")
 HUB_FOLDER = "hub"
 """Below ALOE_DATA: hub/ORG/NAME holds a hub data set as its repository does."""
+ALL = ("**/*",)
+"""Files of a set whose layout is not declared: all but those of test and validation parts."""
+OTHER_PARTS = re.compile(r"(^|[/_-])(test|validation|valid|val|dev|eval)([-_./]|$)")
 PACKED = (".gz", ".zip", ".tar", ".tgz")
 
 
 class Adapter(Config):
     """Where a set's files lie and how their records become rows."""
 
-    files: tuple[str, ...] = ("**/*",)
+    files: tuple[str, ...] = ALL
     """Patterns below the set's folder; of a set that is on no hub below ALOE_DATA."""
     members: str = "*"
     """Which files of an archive."""
@@ -83,6 +87,8 @@ def hub_files(hub: str, revision: str, adapter: Adapter) -> list[Path]:
             raise SourceError(f"the data set {hub} is not on this machine", where=missing.where, do=do) from None
         folder = cached
     found = {p for pattern in adapter.files for p in folder.glob(pattern) if _is_data(p, folder)}
+    if adapter.files == ALL:
+        found = {p for p in found if not OTHER_PARTS.search(p.relative_to(folder).as_posix().lower())}
     if not found:
         raise SourceError(f"no file of the data set {hub} is there ({', '.join(adapter.files)})", where=str(folder), do="fetch it again")
     return sorted(found)

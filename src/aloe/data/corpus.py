@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from aloe.core.errors import SourceError
 from aloe.core.rows import Drop, Row
@@ -68,12 +68,25 @@ class Reading:
                 yield row
 
 
+class Joined(Sequence[Drop]):
+    """Two sequences behind each other, neither copied: those of the steps may lie on disk."""
+
+    def __init__(self, first: Sequence[Drop], second: Sequence[Drop]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._first[place] if place < len(self._first) else self._second[place - len(self._first)]
+
+
 class Finished(NamedTuple):
     """A corpus: rows in training order, rows held out, all drops, counts by source."""
 
-    rows: list[Row]
-    held_out: list[Row]
-    drops: list[Drop]
+    rows: Sequence[Row]
+    held_out: Sequence[Row]
+    drops: Sequence[Drop]
     counts: dict[str, dict[str, int]]
 
 
@@ -83,17 +96,12 @@ def finish(reading: Reading, curated: Curated, mixture: Mixture | None, epochs: 
     for name, drop in reading.drops:
         counts[name]["read"] += 1
         counts[name][f"dropped by {drop.step}"] += 1
-    drops = [*(drop for _, drop in reading.drops), *curated.drops]
+    drops = Joined([drop for _, drop in reading.drops], curated.drops)
     if mixture is None and not epochs:
         return Finished(curated.rows, [], drops, {name: dict(count) for name, count in counts.items()})
     mixed = mix(curated.rows, mixture or Mixture(), {shown(name): times for name, times in epochs.items()}, seed)
-    for count in counts.values():
-        count["kept"] = 0
-    for key, rows in (("kept", mixed.rows), ("held out", mixed.held_out), ("left by share", mixed.left_out)):
-        for row in rows:
-            counts[reading.recipe_name(row.source)][key] += 1
-    for source, n in mixed.repeats.items():
-        counts[reading.recipe_name(source)]["repeats"] += n
+    for source, count in mixed.counts.items():
+        counts[reading.recipe_name(source)].update(count | {"kept": count["kept"] - counts[reading.recipe_name(source)]["kept"]})
     return Finished(mixed.rows, mixed.held_out, drops, {name: dict(count) for name, count in counts.items()})
 
 

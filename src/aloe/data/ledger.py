@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import re
 from array import array
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -70,30 +71,116 @@ class Watch:
 
 
 def build(
-    watch: Watch, counts: Mapping[str, Mapping[str, int]], drops: Sequence[Drop], rows: Sequence[Row], held_out: Sequence[Row],
+    watch: Watch, counts: Mapping[str, Mapping[str, int]], drops: Iterable[Drop], rows: Iterable[Row], num_held_out: int,
     *, excluded: Sequence[Mapping[str, str]], facts: Mapping[str, Mapping[str, str]], asked: Mapping[str, Asked], policy: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """ledger.json. `counts` by source as the stage counted them; `facts` hub, revision, note by source; `asked` by question id."""
-    kept: dict[str, list[Row]] = defaultdict(list)
+    """ledger.json. `counts` by source as the stage counted them; `facts` hub, revision, note by source; `asked` by question id.
+
+    Rows and drops are passed over once each: they may lie on disk.
+    """
+    kept = _Kept()
     for row in rows:
-        kept[row.source].append(row)
-    whole = sum(map(row_tokens, rows))
+        kept.add(row)
+    gone = _Gone([shown(name) for name in counts], asked)
+    for drop in drops:
+        gone.add(drop)
     return {
         "policy": policy,
         "excluded": [dict(item) for item in excluded],
         "totals": {
-            "read": sum(c.get("read", 0) for c in counts.values()), "dropped": len(drops), "kept": len(rows), "held_out": len(held_out),
-            "tokens": round(whole), "sources": len(counts), "tasks": len({row.category for row in rows}),
+            "read": sum(c.get("read", 0) for c in counts.values()), "dropped": gone.count, "kept": kept.rows.total(), "held_out": num_held_out,
+            "tokens": round(kept.tokens.total()), "characters": kept.characters, "sources": len(counts), "tasks": len(kept.task_rows),
         },
-        "sources": [_source(name, c, kept.get(shown(name), []), len(rows), whole, facts[name]) for name, c in counts.items()],
-        "tasks": _tasks(rows, whole),
-        "steps": _steps(drops),
+        "sources": [_source(name, c, kept, facts[name]) for name, c in counts.items()],
+        "tasks": kept.tasks(),
+        "steps": [{"step": s, "drops": found.total(), "reasons": dict(found.most_common(6))} for s, found in gone.reasons.items()],
         "overlap": watch.overlap(),
-        "duplicates": _duplicates(drops, [shown(name) for name in counts]),
-        "contamination": _contamination(drops, asked),
-        "histogram": _histogram(rows),
-        "personal": _personal(rows),
+        "duplicates": [{"lost": lost, "to": to, "step": step, "rows": n} for (lost, to, step), n in gone.pairs.most_common()],
+        "contamination": gone.contamination(),
+        "histogram": kept.histogram(),
+        "personal": [{"source": source, "pattern": pattern, **n} for (source, pattern), n in sorted(kept.personal.items())],
     }  # fmt: skip
+
+
+class _Kept:
+    """What the rows that stay consist of."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.task_rows: Counter[str] = Counter()
+        self.task_tokens: Counter[str] = Counter()
+        self.licences: dict[str, Counter[str]] = defaultdict(Counter)
+        self.bins: dict[str, list[int]] = defaultdict(lambda: [0] * len(EDGES))
+        self.personal: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self.characters = 0
+
+    def add(self, row: Row) -> None:
+        tokens = row_tokens(row)
+        self.rows[row.source] += 1
+        self.tokens[row.source] += tokens  # type: ignore[assignment]
+        self.task_rows[row.category] += 1
+        self.task_tokens[row.category] += tokens  # type: ignore[assignment]
+        self.licences[row.source][row.licence] += 1
+        self.bins[row.source][bisect_right(EDGES, tokens) - 1] += 1
+        self.characters += sum(len(m.content) for m in row.messages)
+        texts = [m.content for m in row.messages] + ([row.rejected.content] if row.rejected else [])
+        for pattern, n in findings("\n".join(texts)).items():
+            self.personal[row.source, pattern] += Counter(rows=1, matches=n)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Rows and tokens by task, the largest first."""
+        rows, tokens = self.rows.total(), self.tokens.total()
+        return [
+            {"task": task, "rows": n, "tokens": round(self.task_tokens[task]), "row_share": n / rows, "token_share": self.task_tokens[task] / tokens}
+            for task, n in self.task_rows.most_common()
+        ]
+
+    def histogram(self) -> dict[str, Any]:
+        """Rows by estimated tokens, of the whole and of each source."""
+        return {"edges": list(EDGES), "all": [sum(column) for column in zip(*self.bins.values(), strict=True)], "sources": dict(self.bins)}
+
+
+class _Gone:
+    """Why the others left: reasons by step, duplicates by source, contamination by benchmark."""
+
+    def __init__(self, names: Sequence[str], asked: Mapping[str, Asked]) -> None:
+        self.count = 0
+        self.reasons: dict[str, Counter[str]] = defaultdict(Counter)
+        self.pairs: Counter[tuple[str, str, str]] = Counter()
+        """(lost from, kept in, step) from reasons that name a row that stayed."""
+        self._longest_first, self._asked = sorted(names, key=len, reverse=True), asked
+        sizes = Counter(one.task for one in asked.values())
+        self._found: dict[str, dict[str, Any]] = {
+            task: {"benchmark": task, "questions": n, "found": set(), "rows": 0, "sources": Counter(), "examples": []} for task, n in sizes.items()
+        }
+
+    def add(self, drop: Drop) -> None:
+        self.count += 1
+        self.reasons[drop.step][_kind(drop.reason)] += 1
+        name = question_of(drop.reason, self._asked)
+        if name is not None:
+            self._contaminated(drop, name)
+        elif "contains " not in drop.reason:
+            other = next((source for source in self._longest_first if f" {source}/" in drop.reason), None)
+            if other is not None:
+                self.pairs[drop.row.source, other, drop.step] += 1
+
+    def _contaminated(self, drop: Drop, name: str) -> None:
+        one = self._asked[name]
+        entry = self._found[one.task]
+        entry["rows"] += 1
+        entry["found"].add(name)
+        entry["sources"][drop.row.source] += 1
+        if len(entry["examples"]) < EXAMPLES:
+            pieces = side_by_side(one.text, _matching_turn(drop.row, one.text))
+            entry["examples"].append(
+                {"row": drop.row.id, "step": drop.step, "reason": drop.reason, "question": name, "asked": pieces[0], "text": pieces[1]}
+            )
+
+    def contamination(self) -> list[dict[str, Any]]:
+        """By benchmark: rows that held its questions, by source, different questions found, and examples side by side."""
+        return [{**entry, "found": len(entry["found"]), "sources": dict(entry["sources"].most_common())} for entry in self._found.values()]
 
 
 def shown(name: str) -> str:
@@ -101,57 +188,22 @@ def shown(name: str) -> str:
     return "file:" + name.rpartition("/")[2].removeprefix("file:") if name.startswith("file:") else name
 
 
-def _source(
-    name: str, counts: Mapping[str, int], rows: Sequence[Row], all_rows: int, all_tokens: float, facts: Mapping[str, str]
-) -> dict[str, Any]:
-    tokens = sum(map(row_tokens, rows))
+def _source(name: str, counts: Mapping[str, int], kept: _Kept, facts: Mapping[str, str]) -> dict[str, Any]:
+    source = shown(name)
     dropped = {key.removeprefix("dropped by "): n for key, n in counts.items() if key.startswith("dropped by ") and n}
-    named = Counter(row.licence for row in rows)
+    rows, tokens, named = kept.rows[source], kept.tokens[source], kept.licences.get(source, Counter())
     return {
-        "name": shown(name), **facts, "licences": dict(named), "licence_kinds": sorted({licences.kind(licence) for licence in named}),
+        "name": source, **facts, "licences": dict(named), "licence_kinds": sorted({licences.kind(licence) for licence in named}),
         "read": counts.get("read", 0), "dropped": dropped, "not_needed": counts.get("not needed", 0), "left_by_share": counts.get("left by share", 0),
-        "held_out": counts.get("held out", 0), "repeats": counts.get("repeats", 0), "kept": len(rows), "tokens": round(tokens),
-        "row_share": len(rows) / max(1, all_rows), "token_share": tokens / max(1.0, all_tokens),
+        "held_out": counts.get("held out", 0), "repeats": counts.get("repeats", 0), "kept": rows, "tokens": round(tokens),
+        "row_share": rows / max(1, kept.rows.total()), "token_share": tokens / max(1.0, kept.tokens.total()),
     }  # fmt: skip
-
-
-def _tasks(rows: Sequence[Row], whole: float) -> list[dict[str, Any]]:
-    counts: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
-    for row in rows:
-        counts[row.category] += 1
-        tokens[row.category] += row_tokens(row)  # type: ignore[assignment]
-    return [
-        {"task": task, "rows": n, "tokens": round(tokens[task]), "row_share": n / len(rows), "token_share": tokens[task] / whole}
-        for task, n in counts.most_common()
-    ]
-
-
-def _steps(drops: Sequence[Drop]) -> list[dict[str, Any]]:
-    """Step -> drops, with the reasons that stand most often, what is different in each left out."""
-    reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    for drop in drops:
-        reasons[drop.step][_kind(drop.reason)] += 1
-    return [{"step": step, "drops": sum(found.values()), "reasons": dict(found.most_common(6))} for step, found in reasons.items()]
 
 
 def _kind(reason: str) -> str:
     plain = re.sub(r"\(.*", "", reason)
     plain = re.sub(r"\b(contains|same as|near|like)\b.*", r"\1 ...", plain)
     return re.sub(r"'[^']*'|\d[\d,.]*", "N", plain).strip()[:80]
-
-
-def _duplicates(drops: Sequence[Drop], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Who lost rows to whom: from drops whose reason names a row that stayed."""
-    pairs: Counter[tuple[str, str, str]] = Counter()
-    longest_first = sorted(names, key=len, reverse=True)
-    for drop in drops:
-        if "contains " in drop.reason:
-            continue
-        other = next((name for name in longest_first if f" {name}/" in drop.reason), None)
-        if other is not None:
-            pairs[drop.row.source, other, drop.step] += 1
-    return [{"lost": lost, "to": to, "step": step, "rows": n} for (lost, to, step), n in pairs.most_common()]
 
 
 def question_of(reason: str, asked: Mapping[str, Asked]) -> str | None:
@@ -163,30 +215,6 @@ def question_of(reason: str, asked: Mapping[str, Asked]) -> str | None:
     return next((name for name in candidates if name in asked), None)
 
 
-def _contamination(drops: Sequence[Drop], asked: Mapping[str, Asked]) -> list[dict[str, Any]]:
-    """By benchmark: rows that held its questions, by source, different questions found, and examples side by side."""
-    sizes = Counter(one.task for one in asked.values())
-    found: dict[str, dict[str, Any]] = {
-        task: {"benchmark": task, "questions": n, "found": set(), "rows": 0, "sources": Counter(), "examples": []} for task, n in sizes.items()
-    }
-    for drop in drops:
-        name = question_of(drop.reason, asked)
-        if name is None:
-            continue
-        one = asked[name]
-        entry = found[one.task]
-        entry["rows"] += 1
-        entry["found"].add(name)
-        entry["sources"][drop.row.source] += 1
-        if len(entry["examples"]) < EXAMPLES:
-            text = _matching_turn(drop.row, one.text)
-            pieces = side_by_side(one.text, text)
-            entry["examples"].append(
-                {"row": drop.row.id, "step": drop.step, "reason": drop.reason, "question": name, "asked": pieces[0], "text": pieces[1]}
-            )
-    return [{**entry, "found": len(entry["found"]), "sources": dict(entry["sources"].most_common())} for entry in found.values()]
-
-
 def _matching_turn(row: Row, question: str) -> str:
     words = set(normal(question).split())
     return max((m.content for m in row.messages), key=lambda text: len(words & set(normal(text).split())))
@@ -196,7 +224,7 @@ def side_by_side(one: str, other: str) -> tuple[list[list[Any]], list[list[Any]]
     """Both texts in pieces [text, stands in both], compared word by word; runs of under four words count as different."""
     a, b = (re.findall(r"\S+\s*|\s+", text[:SHOWN]) for text in (one, other))
     ours, theirs = ([normal(word) for word in words] for words in (a, b))
-    matches = difflib.SequenceMatcher(None, "\n".join(ours).split("\n"), "\n".join(theirs).split("\n"), autojunk=False).get_matching_blocks()
+    matches = difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
     blocks = [m for m in matches if m.size >= min(4, len(a))]
     return _pieces(a, [(m.a, m.size) for m in blocks]), _pieces(b, [(m.b, m.size) for m in blocks])
 
@@ -210,28 +238,3 @@ def _pieces(words: Sequence[str], blocks: Sequence[tuple[int, int]]) -> list[lis
                 out.append([text, both])
         at = start + size
     return out
-
-
-def _histogram(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows by estimated tokens, of the whole and of each source."""
-    edges = np.array(EDGES)
-
-    def counted(some: Sequence[Row]) -> list[int]:
-        bins = np.searchsorted(edges, [row_tokens(row) for row in some], side="right") - 1
-        return [int(n) for n in np.bincount(bins, minlength=len(EDGES))]
-
-    by_source: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_source[row.source].append(row)
-    return {"edges": list(EDGES), "all": counted(rows) if rows else [], "sources": {name: counted(some) for name, some in by_source.items()}}
-
-
-def _personal(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows and matches of each pattern of personal data by source, in what is kept."""
-    matches: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        texts = [m.content for m in row.messages] + ([row.rejected.content] if row.rejected else [])
-        for pattern, n in findings("\n".join(texts)).items():
-            matches[row.source, pattern]["rows"] += 1
-            matches[row.source, pattern]["matches"] += n
-    return [{"source": source, "pattern": pattern, **n} for (source, pattern), n in sorted(matches.items())]

@@ -31,6 +31,7 @@ TASKS = (
     "Wrong Candidate Generation", "Information Extraction", "general", "safety",
 )  # fmt: skip
 """The 20 tasks of arXiv 2505.04388, Table 3, then what is not medical."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ROLES = {
     "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant",
     "system": "system", "tool": "tool", "function": "tool", "function_response": "tool", "observation": "tool",
@@ -222,12 +223,13 @@ def _mcq(columns: Mapping[str, Any], how: Map, name: str) -> Turns:
 
 def _gold(value: Any, gold_is: str, letters: Sequence[str], options: Sequence[str]) -> int:
     place = -1
+    value = _text(value) if isinstance(value, bool | int | float) else value
     if gold_is == "text":
         place = options.index(value) if value in options else -1
     elif gold_is == "index":
         place = int(value) if re.fullmatch(r"\d+", str(value)) else -1
-    elif isinstance(value, str) and value:
-        place = letters.index(value) if value in letters else ord(value[0].upper()) - 65 if len(value) == 1 and not letters else -1
+    elif isinstance(value, str):
+        place = next((i for i, letter in enumerate(letters or LETTERS) if letter.upper() == value.upper()), -1)
     if not 0 <= place < len(options) or len(options) < 2:
         raise Unfit(f"the right answer {str(value)[:60]!r} is none of the {len(options)} options")
     return place
@@ -269,7 +271,7 @@ def _turn(turn: Any) -> Message:
     said = next((turn[name] for name in ("role", "from") if name in turn), None)
     content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
     calls = turn.get("tool_calls") or []
-    if said not in ROLES:
+    if not isinstance(said, str) or said not in ROLES:
         raise Unfit(f"nobody is called {str(said)[:40]!r} in a conversation; known: {', '.join(ROLES)}")
     return _message(ROLES[said], "" if content is None and calls else content, tool_calls=tuple(_calls(calls)))
 
@@ -293,9 +295,15 @@ def _parsed(value: Any, what: str) -> list[Any]:
     return value
 
 
+def _inner(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """OpenAI's layout has the function one level down."""
+    inner = item.get("function", item)
+    return inner if isinstance(inner, Mapping) else item
+
+
 def _calls(value: Any) -> Iterator[ToolCall]:
     for call in _parsed(value, "function calls"):
-        call = call.get("function", call)
+        call = _inner(call)
         arguments = call.get("arguments", {})
         try:
             yield ToolCall(name=call.get("name", ""), arguments=json.loads(arguments) if isinstance(arguments, str) else arguments)
@@ -305,8 +313,10 @@ def _calls(value: Any) -> Iterator[ToolCall]:
 
 def _tools(value: Any) -> Iterator[ToolSchema]:
     for tool in _parsed(value, "functions"):
-        tool = tool.get("function", tool)
+        tool = _inner(tool)
         known = tool.get("parameters") or {}
+        if not isinstance(known, Mapping):
+            raise Unfit("a function's parameters are no object")
         if "properties" not in known and "type" not in known and known:  # xlam names the parameters alone
             known = {"type": "object", "properties": known}
         try:

@@ -7,8 +7,8 @@ another source changes it, and a smaller share lies inside a larger one.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -40,14 +40,41 @@ class Mixture(Config):
     """Sources of which nothing is trained on."""
 
 
-class Mixed(NamedTuple):
-    """Rows in training order, repeats named `ID#2`; rows held out, in the order of their ids; rows that a share or epoch left out."""
+class Picked(Sequence[Row]):
+    """Rows of another sequence by place, each with the number of its reading; read when asked for."""
 
-    rows: list[Row]
-    held_out: list[Row]
-    left_out: list[Row]
-    repeats: dict[str, int]
-    """Source -> rows that are a second or later reading."""
+    def __init__(self, rows: Sequence[Row], picks: Sequence[tuple[int, int]]) -> None:
+        self._rows, self._picks = rows, picks
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Picked(self._rows, self._picks[place])
+        number, reading = self._picks[place]
+        row = self._rows[number]
+        return row if reading == 1 else row.model_copy(update={"id": f"{row.id}#{reading}"})
+
+
+class Mixed(NamedTuple):
+    """Rows in training order, repeats named `ID#2`; rows held out, in the order of their ids; what a share or part of an epoch left out."""
+
+    rows: Picked
+    held_out: Picked
+    counts: dict[str, dict[str, int]]
+    """Source -> kept (repeats among them), held out, left by share, repeats."""
+
+
+class _Known(NamedTuple):
+    """What the mixture needs to know of a row: the rest may stay on disk."""
+
+    number: int
+    id: str
+    source: str
+    group: str
+    cost: float
+    held_out: bool
 
 
 def row_tokens(row: Row) -> float:
@@ -56,49 +83,60 @@ def row_tokens(row: Row) -> float:
     return ROW_TOKENS + TOKENS_PER_CHARACTER * characters
 
 
-def mix(rows: Iterable[Row], options: Mixture, epochs: Mapping[str, float], seed: int, clusters: Mapping[str, object] | None = None) -> Mixed:
+def mix(rows: Sequence[Row], options: Mixture, epochs: Mapping[str, float], seed: int, clusters: Mapping[str, object] | None = None) -> Mixed:
     """The mixture of rows. `epochs`: source -> times it is read, 1 where it is not named; `clusters`: id -> its cluster of duplicates.
 
     A share counts a row once for every time it is read. Raises SourceError where a weighted name has no rows.
     """
-    kept: list[Row] = []
-    held: list[Row] = []
-    for row in rows:
-        (held if _held_out(row, options, seed, clusters or {}) else kept).append(row)
-    groups: dict[str, list[Row]] = defaultdict(list)
     named = {*options.weights, *options.caps}
-    for row in kept:
-        groups[next((name for name in (row.source, row.category) if name in named), "")].append(row)
+    known = [_known(number, row, options, epochs, seed, clusters or {}, named) for number, row in enumerate(rows)]
+    counts: dict[str, dict[str, int]] = {k.source: {"kept": 0, "held out": 0, "left by share": 0, "repeats": 0} for k in known}
+    groups: dict[str, list[_Known]] = defaultdict(list)
+    for one in known:
+        if one.held_out:
+            counts[one.source]["held out"] += 1
+        else:
+            groups[one.group].append(one)
     for name in named - set(groups):
-        raise SourceError(f"no row belongs to {name!r}", where="mixture", do=f"name a source or a task; there are {', '.join(_names(kept))[:300]}")
+        there = ", ".join(sorted({row.source for row in rows} | {row.category for row in rows}))
+        raise SourceError(f"no row belongs to {name!r}", where="mixture", do=f"name a source or a task; there are {there[:300]}")
+    picks: list[tuple[str, int, int]] = []
+    for one in _chosen(groups, options, seed):
+        readings = _readings(one.id, epochs.get(one.source, 1.0), seed)
+        picks += [(one.id if i == 1 else f"{one.id}#{i}", one.number, i) for i in range(1, readings + 1)]
+        count = counts[one.source]
+        count["kept"] += readings
+        count["repeats"] += max(0, readings - 1)
+    read = {number for _, number, _ in picks}
+    for group in groups.values():
+        for one in group:
+            counts[one.source]["left by share"] += one.number not in read
+    picks.sort(key=lambda pick: seed_for(seed, "order", pick[0]))
+    held = sorted((one for one in known if one.held_out), key=lambda one: one.id)
+    return Mixed(Picked(rows, [pick[1:] for pick in picks]), Picked(rows, [(one.number, 1) for one in held]), counts)
 
-    def cost(row: Row) -> float:
-        return epochs.get(row.source, 1.0) * (row_tokens(row) if options.unit == "tokens" else 1.0)
 
-    sizes = {name: sum(map(cost, group)) for name, group in groups.items()}
+def _known(
+    number: int, row: Row, options: Mixture, epochs: Mapping[str, float], seed: int, clusters: Mapping[str, object], named: set[str]
+) -> _Known:
+    cost = epochs.get(row.source, 1.0) * (row_tokens(row) if options.unit == "tokens" else 1.0)
+    group = next((name for name in (row.source, row.category) if name in named), "")
+    return _Known(number, row.id, row.source, group, cost, _held_out(row, options, seed, clusters))
+
+
+def _chosen(groups: Mapping[str, Sequence[_Known]], options: Mixture, seed: int) -> Iterator[_Known]:
+    """Of each group as many rows as its share allows, those first whose hash is smallest."""
+    sizes = {name: sum(one.cost for one in group) for name, group in groups.items()}
     wanted = amounts(sizes, options.weights, options.caps)
-    chosen: list[Row] = []
-    left: list[Row] = []
     for name, group in groups.items():
+        if wanted[name] >= sizes[name] * (1 - 1e-9):  # the whole of a group is never cut by rounding
+            yield from group
+            continue
         taken = 0.0
-        for row in sorted(group, key=lambda r: seed_for(seed, "share", r.id)):
-            # The whole of a group is never cut by rounding.
-            fits = wanted[name] >= sizes[name] * (1 - 1e-9) or taken + cost(row) <= wanted[name] * (1 + 1e-9)
-            (chosen if fits else left).append(row)
-            taken += cost(row) if fits else 0.0
-    out = []
-    repeats: dict[str, int] = defaultdict(int)
-    for row in chosen:
-        copies = list(_repeated(row, epochs.get(row.source, 1.0), seed))
-        out += copies
-        repeats[row.source] += max(0, len(copies) - 1)
-        left += [] if copies else [row]
-    out.sort(key=lambda row: seed_for(seed, "order", row.id))
-    return Mixed(out, sorted(held, key=lambda row: row.id), left, dict(repeats))
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    return sorted({row.source for row in rows} | {row.category for row in rows})
+        for one in sorted(group, key=lambda one: seed_for(seed, "share", one.id)):
+            if taken + one.cost <= wanted[name] * (1 + 1e-9):
+                yield one
+                taken += one.cost
 
 
 def _held_out(row: Row, options: Mixture, seed: int, clusters: Mapping[str, object]) -> bool:
@@ -110,10 +148,9 @@ def _held_out(row: Row, options: Mixture, seed: int, clusters: Mapping[str, obje
     return drawn / HASHES < options.held_out
 
 
-def _repeated(row: Row, times: float, seed: int) -> Iterable[Row]:
+def _readings(name: str, times: float, seed: int) -> int:
     whole = int(times)
-    count = whole + (seed_for(seed, "epoch", row.id) / HASHES < times - whole)
-    return (row if i == 0 else row.model_copy(update={"id": f"{row.id}#{i + 1}"}) for i in range(count))
+    return whole + (seed_for(seed, "epoch", name) / HASHES < times - whole)
 
 
 def amounts(sizes: Mapping[str, float], weights: Mapping[str, float], caps: Mapping[str, float]) -> dict[str, float]:

@@ -87,9 +87,10 @@ def _place(files: Sequence[Path], number: int) -> str:
 
 def _drop(item: Bad, source: str, licence: str, number: int) -> Drop:
     """What could not be read, as a row that holds its beginning."""
-    messages = (Message(role="user", content=item.text.encode(errors="replace").decode()), Message(role="assistant", content=""))
+    text, reason = (part.encode(errors="replace").decode() for part in (item.text, f"{item.problem} ({item.where})"))  # lone surrogates
+    messages = (Message(role="user", content=text), Message(role="assistant", content=""))
     row = Row(id=f"{source}/bad-{number}", messages=messages, source=source, licence=licence, category="unreadable")
-    return Drop(row, "read", f"{item.problem} ({item.where})")
+    return Drop(row, "read", reason)
 
 
 def licence_of(name: str) -> str:

@@ -163,17 +163,16 @@ class Curate(Stage):
             raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
         facts = source_facts(names, {name: plan.revision for name, plan in self.sources.items()})
         book = ledger.build(
-            reading.watch, result.counts, result.drops, result.rows, result.held_out,
+            reading.watch, result.counts, result.drops, result.rows, len(result.held_out),
             excluded=excluded, facts=facts, asked=asked, policy=self.licences,
         )  # fmt: skip
         _write_corpus(out, result.rows, result.held_out, result.drops)
         (out / "counts.json").write_text(json.dumps(result.counts, indent=1))
         (out / "ledger.json").write_text(json.dumps(book, indent=1, ensure_ascii=False))
         write_ledger(out / "ledger.html", context.name, book)
-        licences = sorted({f"{row.source}: {row.licence}" for row in result.rows})
-        characters = sum(len(m.content) for row in result.rows for m in row.messages)
-        metrics = {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
-        return metrics | {"held_out": len(result.held_out), "tasks": book["totals"]["tasks"], "excluded": excluded}
+        licences = sorted(f"{source['name']}: {licence}" for source in book["sources"] for licence in source["licences"])
+        totals = {"rows": len(result.rows), "drops": len(result.drops), "characters": book["totals"]["characters"], "counts": result.counts}
+        return totals | {"licences": licences, "held_out": len(result.held_out), "tasks": book["totals"]["tasks"], "excluded": excluded}
 
 
 def _write_corpus(out: Path, rows: Sequence[Row], held_out: Sequence[Row], drops: Sequence[Drop]) -> None:
