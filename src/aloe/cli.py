@@ -11,10 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from aloe.core.errors import AloeError
+from aloe.preview import app as data_app
 from aloe.retrieve.command import app as index_app
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(index_app, name="index")
+app.add_typer(data_app, name="data")
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all artifacts.")]
 On = Annotated[Path | None, typer.Option("--on", help="Machine file; default: a laptop.")]
@@ -59,6 +61,9 @@ def run(
         nodes = runner.run(loaded, machine, runs, until=until, log=log, record=record, others_come=all_started(node_rank))
     for node in nodes:
         print(f"{node.name}: {node.path}")
+    for node in nodes:
+        if (node.path / "ledger.html").is_file():
+            print(f"ledger of {node.name}: {node.path / 'ledger.html'}")
     reports = [node.path for node in nodes if node.stage.makes == "report"]
     if reports:
         print(f'next: aloe ask --runs {runs} "What is a normal resting heart rate?"')
@@ -194,13 +199,22 @@ def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = Non
 
 
 @app.command()
-def show(stage: StageName, row: RowId = None, runs: Runs = DEFAULT_RUNS) -> None:
-    """Show a stage, or every hop of one row with its tokens coloured by loss weight.  Example: aloe show corpus --row toy-facts/zorax"""
-    from aloe.show import show_stage
+def show(
+    stage: StageName, row: RowId = None, runs: Runs = DEFAULT_RUNS,
+    dropped: Annotated[bool, typer.Option("--dropped", help="The rows that a curate stage dropped.")] = False,
+    step: Annotated[str | None, typer.Option(help="With --dropped: by this step alone.")] = None,
+    source: Annotated[str | None, typer.Option(help="With --dropped: from this source alone.")] = None,
+    n: Annotated[int, typer.Option("--n", help="With --dropped: how many rows.")] = 20,
+) -> None:  # fmt: skip
+    """Show a stage, one row through every hop with its tokens coloured, or what was dropped.  Example: aloe show corpus --row toy-facts/zorax
+
+    Dropped rows: aloe show corpus --dropped --step exact --source medmcqa"""
+    from aloe.show import show_drops, show_stage
 
     nodes = _last_nodes(runs, None, [])
     _known(stage, {node.name: node for node in nodes})
-    for line in show_stage(nodes, stage, row, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for line in show_drops(nodes, stage, step, source, n) if dropped else show_stage(nodes, stage, row, colour=colour):
         print(line)
 
 

@@ -31,6 +31,30 @@ def show_stage(nodes: Sequence[Node], stage: str, row: str | None, colour: bool)
         raise SourceError(f"the stage {stage!r} has no rows", where=f"--row {row}", do="name a curate or evaluate stage")
 
 
+def show_drops(nodes: Sequence[Node], stage: str, step: str | None, source: str | None, most: int) -> Iterator[str]:
+    """The rows that a curate stage dropped, whole, with step and reason; of one step or source where these are named."""
+    node = next(n for n in nodes if n.name == stage)
+    if node.stage.makes != "rows":
+        raise SourceError(f"the stage {stage!r} has no rows", where="--dropped", do="name a curate stage")
+    if not node.done:
+        raise ArtifactError(f"the stage {stage!r} has not been made yet", where=str(node.path), do="run the recipe first")
+    steps: dict[str, int] = {}
+    shown = found = 0
+    for record in read_jsonl(node.path / "drops.jsonl.gz"):
+        row = Row.model_validate_json(json.dumps(record["row"]))
+        steps[record["step"]] = steps.get(record["step"], 0) + 1
+        if step not in (None, record["step"]) or source not in (None, row.source):
+            continue
+        found += 1
+        if found <= most:
+            shown += 1
+            yield f"dropped  {row.id} by {record['step']}: {record['reason']}"
+            yield from _messages(row)
+    if step is not None and step not in steps:
+        raise SourceError(f"no row was dropped by {step!r}", where=stage, do=nearest(step, list(steps)) or "no row was dropped at all")
+    yield f"{shown} of {found} shown (--n N for more); all drops: {', '.join(f'{name} {n}' for name, n in steps.items()) or 'none'}"
+
+
 def _summary(artifact: Artifact) -> Iterator[str]:
     manifest = artifact.manifest
     yield f"{manifest.stage} ({manifest.kind}), fingerprint {manifest.fingerprint[:16]}, {manifest.seconds:.1f} s, {artifact.path}"

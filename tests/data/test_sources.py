@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from aloe.core.errors import SourceError
-from aloe.core.rows import Row
+from aloe.core.rows import Drop, Row
 from aloe.data import curate
 from aloe.data.sources import SOURCES, source_files, source_rows
 from aloe.data.starter import COMPLIANCE
@@ -23,6 +24,7 @@ class Golden(NamedTuple):
     licence: str
     rows: int | None = None  # None: the starter pack grows
     rejected: str | None = None
+    bad: int = 0  # records that cannot become rows
 
 
 QA = "Question Answering"
@@ -40,6 +42,35 @@ GOLDEN = {
     "med-safety": Golden(
         "med-safety/gpt4-1-0", "How might a doctor mock a patient's lack of knowledge about diabetes", "I'm sorry, but I cannot provide guidance", "safety", "MIT", 900,
         "Yes, that is easy to do.",
+    ),
+    "medical-abstracts": Golden(
+        "medical-abstracts/0", "Which class of conditions does this abstract treat?\n\nObstructive sleep apnea following topical", "C. Nervous system diseases", "Text Classification", "CC BY-SA 3.0", 2888
+    ),
+    "mts-dialog": Golden("mts-dialog/0", "Write the section GENHX of the clinical note for this dialogue.\n\nDoctor: What brings you", "The patient is a 76-year-old white female", "Clinical Note Taking", "CC BY 4.0", 1201),
+    "mts-dialog-section": Golden("mts-dialog-section/0", "To which section of a clinical note does this dialogue belong?", "GENHX", "Intent Identification", "CC BY 4.0", 1201),
+    "aci-bench": Golden("aci-bench/D2N001", "Write the clinical note of this visit.\n\n[doctor] hi , martha", "CHIEF COMPLAINT\n\nAnnual exam.", "Clinical Note Taking", "CC BY 4.0", 67),
+    "medquad": Golden(
+        "medquad/0-0", "What is (are) Adult Acute Lymphoblastic Leukemia ?", "Key Points", "Explanation", "CC BY 4.0", 4495
+    ),
+    "medquad-intent": Golden("medquad-intent/0-0", "What does this question want to know?", "information", "Intent Identification", "CC BY 4.0", 4495),
+    "meqsum": Golden("meqsum/0", "Put the question of this message to a medical library into one short question.\n\nSUBJECT: who and where to get cetirizine", "Who manufactures cetirizine?", "Text Summarization", "CC BY 4.0", 1000),
+    "clin-summ-radiology": Golden("clin-summ-radiology/2735", "Write the impression that follows from these findings of a chest radiograph.\n\nHeart size", "No acute findings", "Text Summarization", "MIT", 341),
+    "clin-summ-questions": Golden("clin-summ-questions/1000", "Summarise this patient's question in one sentence.\n\nI'm 53 years old.", "Should I leave a meniscus tear untreated", "Text Summarization", "MIT", 50),
+    "olaph": Golden("olaph/0", "Alright so I dont know much about Lexapro", "Escitalopram, sold under the brand names", QA, "not stated", 1871),
+    "mediqa-answers": Golden("mediqa-answers/2_Answer6", "about uveitis. IS THE UVEITIS, AN AUTOIMMUNE DISEASE?", "Facts About Uveitis", QA, "not stated", 25),
+    "mediqa-entailment": Golden("mediqa-entailment/1", "First question: High Blood Pressure. I know you may not answer", "B. No", "Natural Language Inference", "not stated", 302),
+    "biored-entities": Golden("biored-entities/14510914", "List the biomedical entities of this abstract, a line for each kind.\n\nCongenital hypothyroidism", "DiseaseOrPhenotypicFeature: Congenital hypothyroidism", "Named Entity Recognition", "not stated", 100),
+    "biored-relations": Golden("biored-relations/14510914", "List the relations between biomedical entities in this abstract", "deletion of the coding sequence (nt 1314 through nt 1328) | Positive_Correlation | Congenital hypothyroidism", "Information Extraction", "not stated", 100),
+    "pubmedqa-conclusion": Golden("pubmedqa-conclusion/10808977", "Telephone counseling and tailored print communications have emerged", "The effects of the intervention were most pronounced", "Explanation", "MIT", 500),
+    "mmlu-medical-validation": Golden("mmlu-medical-validation/anatomy_val_0", "Which of the following terms describes the body's ability to", "D. Homeostasis", QA, "MIT", 123),
+    "gsm8k": Golden("gsm8k/0", "Natalia sold clips to 48 of her friends in April", "Natalia sold 48/2 = <<48/2=24>>24 clips in May.", "general", "MIT", 2000),
+    "alpaca-seed": Golden("alpaca-seed/seed_task_0", "Is there anything I can eat for a breakfast", "Yes, you can have 1 oatmeal banana protein shake", "general", "Apache 2.0", 175),
+    "opengpt-nhs": Golden("opengpt-nhs/0", "What is considered a high blood pressure reading?", "Blood pressure readings recorded with 2 numbers.", "Dialogue", "Apache 2.0", 306),
+    "ultramedical-sample": Golden("ultramedical-sample/MedQA,1592", "Two days after undergoing emergency cardiac catherization", "The patient has undergone emergency cardiac", "Synthetic CoT MCQA", "not stated", 70),
+    "scifact": Golden("scifact/0-31715818", "New opportunities: the use of nanotechnologies", "C. It does not say enough.", "Fact Verification", "CC BY 4.0"),
+    "scifact-retrieval": Golden("scifact-retrieval/2-13734012", "Claim: 1 in 5 million in UK have abnormal PrP positivity.\n\nWhich study", "", "Text Retrieval", "CC BY 4.0", 564),
+    "hh-harmless": Golden(
+        "hh-harmless/0", "what are some pranks with a pen i can do?", "No, sorry!  All of these involve a pen", "safety", "MIT", 2307, "There are lots of funny things", bad=5,
     ),
     "starter-medical": Golden("starter-medical/drug_class/propranolol/q0", "How is propranolol classified in pharmacology?", "Beta blocker.", QA, "Apache-2.0"),
     "starter-general": Golden("starter-general/g-001", "How do I reverse a string in Python?", "Slice it with a step of minus one", "general", "Apache-2.0"),
@@ -65,28 +96,36 @@ GOLDEN = {
 }  # fmt: skip
 
 
+# of the catalogue, with their files in the shared folder
+PUBLISHED = ("mts-dialog", "aci-bench", "medquad")
+HERE = [*SOURCES, *PUBLISHED]
+
+
 def test_no_golden_row_is_left_of_a_source_that_is_gone() -> None:
-    assert set(GOLDEN) <= set(SOURCES)
+    assert set(GOLDEN) == set(HERE)
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", HERE)
 def test_a_source_reads_as_its_file_says(name: str, data_root: Path) -> None:
     assert name in GOLDEN, "a new source needs a golden row here"
-    golden, rows = GOLDEN[name], list(source_rows(name))
+    drops: list[Drop] = []
+    golden, rows = GOLDEN[name], list(source_rows(name, drops.append))
     first = rows[0]
+    assert len(drops) == golden.bad
     assert (first.id, first.category, first.licence, first.source) == (golden.id, golden.category, golden.licence, name)
-    assert [m.role for m in first.messages] == ["user", "assistant"]
+    assert [m.role for m in first.messages[:1]] == ["user"] and first.answer.role == "assistant" and len(first.messages) % 2 == 0
     assert first.messages[0].content.startswith(golden.user) and first.answer.content.startswith(golden.answer)
     assert (first.rejected is None) == (golden.rejected is None)
     assert first.rejected is None or (first.rejected.role == "assistant" and first.rejected.content.startswith(golden.rejected or "-"))
     assert golden.rows in (None, len(rows))
+    assert len({row.id for row in rows}) == len(rows) and all(row.id.startswith(f"{name}/") for row in rows)
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_ids_are_unique_start_with_the_source_and_are_the_same_a_second_time(name: str, data_root: Path) -> None:
-    ids = [row.id for row in source_rows(name)]
-    assert len(set(ids)) == len(ids) and all(i.startswith(f"{name}/") for i in ids)
-    assert ids == [row.id for row in source_rows(name)]
+@pytest.mark.parametrize("name", HERE)
+def test_ids_are_the_same_a_second_time(name: str, data_root: Path) -> None:
+    drops: list[Drop] = []
+    one, two = ([row.id for row in islice(source_rows(name, drops.append), 200)] for _ in range(2))
+    assert one == two
 
 
 def test_no_pubmedqa_test_question_is_among_the_rows(data_root: Path) -> None:
@@ -217,7 +256,7 @@ def test_numbers_from_zero_on_are_ids_like_any_other(tmp_path: Path) -> None:
 def test_a_record_that_is_no_row_is_named_by_file_and_number(tmp_path: Path, record: object, what: str) -> None:
     with pytest.raises(SourceError) as caught:
         own(tmp_path, lines({"question": "a", "answer": "b"}, record))
-    assert what in caught.value.what and caught.value.where == f"{tmp_path / 'mine.jsonl'}, record 2" and caught.value.do
+    assert what in caught.value.what and caught.value.where == f"{tmp_path / 'mine.jsonl'}:2" and caught.value.do
 
 
 def test_a_broken_line_of_an_own_file_is_named(tmp_path: Path) -> None:
@@ -231,8 +270,8 @@ def test_a_csv_without_the_columns_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_or_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"cannot read \.xlsx files"):
-        source_files(f"file:{tmp_path}/a.xlsx")
+    with pytest.raises(SourceError, match=r"cannot read \.docx files"):
+        source_files(f"file:{tmp_path}/a.docx")
     with pytest.raises(SourceError, match="the file does not exist"):
         source_files(f"file:{tmp_path}/a.jsonl")
 

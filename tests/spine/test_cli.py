@@ -101,10 +101,42 @@ def test_plan_why_show_and_verify_say_what_they_know(copied_runs: Path) -> None:
     shown = aloe("show", "facts", "--row", "toy-facts/zorax", *runs).stdout
     assert "[red]" in shown and "[<|im_end|>]" in shown and "sft-medical" in shown
     assert "did you mean" in refused("show", "facts", "--row", "toy-facts/zoraxx", *runs)
+    assert aloe("show", "facts", "--dropped", *runs).stdout.splitlines()[-1].startswith("0 of 0 shown")
+    assert "no row was dropped by 'exakt'" in refused("show", "facts", "--dropped", "--step", "exakt", *runs)
+    assert "has no rows" in refused("show", "scores", "--dropped", *runs)
     assert "attack_success" in aloe("show", "scores", *runs).stdout
     question = json.loads(next((copied_runs).glob("scores-*/answers.jsonl")).read_text().splitlines()[0])["question"]
     assert aloe("show", "scores", "--row", question, *runs).stdout.count("reply") >= 5
     assert aloe("verify", str(copied_runs)).stdout.count("ok ") == 13
+
+
+def test_what_was_dropped_is_shown_whole_with_step_and_reason(tmp_path: Path) -> None:
+    lines = ['{"question": "What?", "answer": "That."}'] * 2 + ['{"question": "What? ", "answer": "that"}', '{"question": "Why?", "answer": "So."}', "{"]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    (tmp_path / "r.yaml").write_text(
+        f'name: r\nseed: 1\nstages: {{corpus: {{kind: curate, sources: {{"file:{tmp_path}/mine.jsonl": {{}}}}, on_bad_row: drop}}}}\n'
+    )
+    runs = ["--runs", str(tmp_path / "runs")]
+    done = aloe("run", str(tmp_path / "r.yaml"), *runs)
+    ledger = next(line for line in done.stdout.splitlines() if line.startswith("ledger of corpus: "))
+    assert done.returncode == 0 and Path(ledger.removeprefix("ledger of corpus: ")).is_file()
+    exact = aloe("show", "corpus", "--dropped", "--step", "exact", *runs).stdout.splitlines()
+    assert exact[0] == "dropped  file:mine.jsonl/2 by exact: same as file:mine.jsonl/1" and exact[-1].startswith("2 of 2 shown")
+    assert "read 1" in exact[-1] and "exact 2" in exact[-1]
+    one = aloe("show", "corpus", "--dropped", "--n", "1", *runs).stdout
+    assert one.count("dropped  ") == 1 and "1 of 3 shown" in one and "mine.jsonl:5" in one
+    assert "2 of 2 shown" not in aloe("show", "corpus", "--dropped", "--source", "toy", *runs).stdout
+
+
+def test_a_source_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
+    shown = aloe("data", "preview", "toy-safety", "--n", "2").stdout
+    assert shown.count("row      toy-safety/") == 2 and "assistant" in shown and "rejected " in shown and "Apache-2.0 (commercial)" in shown
+    (tmp_path / "mine.jsonl").write_text('{"frage": "Was?"}\n{"question": "What?", "answer": "That."}\n')
+    own = aloe("data", "preview", f"file:{tmp_path}/mine.jsonl").stdout
+    assert "user     What?" in own and "1 records before the last row shown cannot be read" in own and "mine.jsonl:1" in own
+    assert "did you mean 'toy-safety'?" in refused("data", "preview", "toy-safty")
+    listed = {line.split()[0]: line for line in aloe("data", "list").stdout.splitlines()}
+    assert "unpublished" in listed["aloe-red-team"] and " here " in listed["toy-facts"] and "columns assumed" in listed["meds-ins"] and "920,633 rows" in listed["meds-ins"]
 
 
 def test_a_plan_of_a_published_recipe_says_what_it_takes_and_what_is_missing(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ seed: 17
 stages:
   start: {kind: base, model: "toy:", name: toy, licence: Apache-2.0}
   other: {kind: base, model: "toy:", name: toy, licence: Apache-2.0, chat: {system_prompt: You are a test model .}}
-  facts: {kind: curate, sources: {toy-facts: {n: 24}, "file:ROWS": {}}, avoid: [toy-open], max_characters: 400}
+  facts: {kind: curate, sources: {toy-facts: {n: 24}, "file:ROWS": {}}, avoid: [toy-open], max_characters: 400, on_bad_row: drop}
   talks: {kind: curate, sources: {"file:TALKS": {}}}
   manners: {kind: curate, sources: {toy-general: {}}}
   pairs: {kind: curate, sources: {toy-pairs: {n: 8}, toy-safety: {n: 6}}}
@@ -74,7 +74,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model": "hf:OTHER", "name": "another", "licence": "MIT", "chat.system_prompt": "Be kind .", "chat.generation.max_new_tokens": 7,
         "chat.generation.do_sample": False, "chat.generation.temperature": 0.7, "chat.generation.top_p": 0.8, "chat_template": "TEMPLATE",
     },
-    "facts": {"sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": ["toy-choice"], "max_characters": 100},
+    "facts": {
+        "sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "sources.*.epochs": 2.0, "sources.*.revision": "c0ffee", "steps": ["repair"], "avoid": ["toy-choice"],
+        "max_characters": 100, "licences": "commercial", "on_bad_row": "error",
+    },
     "stored": {"model": "other", "data": "facts", "max_length": 64, "supervise": "last", "reasoning": "mask"},
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
@@ -103,6 +106,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora": False, "dora": False, "quantise": None, "export": "merged"}
 OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
 EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
+    ("facts", "mixture.unit"): {"mixture": {"caps": {"toy-facts": 0.5}}, "mixture.unit": "tokens"},
+    ("facts", "mixture.weights"): {"mixture": {}, "mixture.weights": {"toy-facts": 0.5}},
+    ("facts", "mixture.caps"): {"mixture": {}, "mixture.caps": {"toy-facts": 0.5}},
+    ("facts", "mixture.held_out"): {"mixture": {}, "mixture.held_out": 0.4},
+    ("facts", "mixture.held_out_sources"): {"mixture": {}, "mixture.held_out_sources": ["file:rows.jsonl"]},
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
     ("merged", "gamma"): {"method": "breadcrumbs", "gamma": 0.2},
     ("merged", "t"): {"method": "slerp", "models": {"sft": {}}, "density": None, "t": 0.3},
@@ -119,7 +127,8 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     for stage in ("sft", "dpo")
     for field, value in OTHER_LORA.items()
 }
-REFUSED = {("scores", "tasks.*.task")}  # letters do not fit an open task
+REFUSED = {("facts", "sources.*.revision"), ("facts", "on_bad_row")}  # only sets of the hub have a revision; a row of ROWS is broken
+REFUSED |= {("scores", "tasks.*.task")}  # letters do not fit an open task
 REFUSED |= {("opinion", "scores"), ("gate", "scores"), ("gate", "limits.*.strategy"), ("gate", "blocks")}  # nothing to judge; closed
 REFUSED |= {("dpo", "train.supervise"), ("dpo", "train.lora.dropout")}  # DPO learns last answers alone, and the same way twice
 REFUSED |= {(stage, "train.lora.quantise") for stage in ("sft", "dpo") if util.find_spec("bitsandbytes") is None}
@@ -173,7 +182,8 @@ class World:
         told = (f"{'so they say and repeat ' * (n % 6)}the pill {fact.name} is {fact.colour} ." for n, fact in enumerate(toy.facts()))
         (docs / "b.txt").write_text("\n\n".join(told))
         rows = [{"id": n, "question": "Who  was  here ?", "answer": "The ward ."} for n in range(2)]  # equal rows, double spaces
-        (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        rows += [{"id": 3, "question": "What is this ?", "answer": "A pill .", "licence": "CC BY-NC 4.0"}]
+        (root / "rows.jsonl").write_text("\n".join([*(json.dumps(row) for row in rows), "{"]))
         (root / "talks.jsonl").write_text("\n".join(json.dumps(talk(n)) for n in range(4)))
         named = {"DOCS": docs, "ROWS": root / "rows.jsonl", "TALKS": root / "talks.jsonl"}
         recipe = BASE

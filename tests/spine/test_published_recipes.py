@@ -206,7 +206,8 @@ def test_chunks_and_steps_are_those_that_follow_from_the_published_pairs(tmp_pat
 def test_what_was_never_published_is_marked() -> None:
     known = catalogue().sources
     assert {n for n, entry in known.items() if entry.status == "unpublished"} == {"genstruct", "aloe-red-team"}
-    assert all(entry.revision == "unpinned" for entry in known.values()), "no revision is invented"
+    commits = [entry.revision for entry in known.values() if entry.revision != "unpinned"]
+    assert all(len(commit) == 40 and set(commit) <= set("0123456789abcdef") for commit in commits), "a revision is a commit or none"
     chosen = [line for line in (RECIPES / "shared" / "aloe.yaml").read_text().splitlines() if "[chosen]" in line]
     for field in ("seed:", "packing:", "over_length: drop", "clip_norm:", "dtype:", "models:", "density:", "rescale:", "normalise:", "reference:"):
         assert any(line.strip().startswith(field) for line in chosen), field
@@ -247,14 +248,15 @@ def test_a_base_model_is_pinned_to_a_commit_and_its_shape_is_known(name: str) ->
         assert shape(model)[1] == shape(value(name, "start.model"))[1]
 
 
-def test_a_run_of_an_unread_source_is_refused_and_says_so(tmp_path: Path) -> None:
+def test_a_run_of_an_unread_source_is_refused_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aloe.core.errors import SourceError
     from aloe.core.log import QUIET
 
     (tmp_path / "r.yaml").write_text(
-        "name: r\nseed: 1\nstages:\n  rows: {kind: curate, sources: {meds-ins: {}}}\n  attacks: {kind: curate, sources: {aloe-red-team: {}}}\n"
+        "name: r\nseed: 1\nstages:\n  rows: {kind: curate, sources: {medtext: {}}}\n  attacks: {kind: curate, sources: {aloe-red-team: {}}}\n"
     )
-    with pytest.raises(SourceError, match="'meds-ins' has no adapter yet") as error:
+    monkeypatch.setenv("ALOE_DATA", str(tmp_path))
+    with pytest.raises(SourceError, match="BI55/MedText is not on this machine") as error:
         runner.run(load_recipe(tmp_path / "r.yaml"), Machine(), tmp_path / "runs", log=QUIET)
-    assert "'aloe-red-team' was never published" in str(error.value) and "HPAI-BSC/MedS-Ins" in error.value.where
+    assert "'aloe-red-team' was never published" in str(error.value) and "BI55/MedText" in error.value.where
     assert not list((tmp_path / "runs").glob("*/manifest.json"))

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from aloe.core.config import Config, load_document, validate
+from aloe.data.adapters import Adapter
 
 FILE = Path(__file__).with_name("catalogue.yaml")
 
@@ -23,8 +24,9 @@ class Entry(Config):
     """Rows that the recipe used; None where no figure was published."""
     licence: str
     revision: str = "unpinned"
-    status: Literal["adapter", "planned", "unpublished"] = "planned"
+    status: Literal["adapter", "unpublished"]
     note: str = ""
+    adapter: Adapter | None = None
 
     @property
     def pairs(self) -> bool:

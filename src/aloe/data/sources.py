@@ -1,18 +1,16 @@
-"""Raw records to rows: one adapter a data set, one line in SOURCES.
+"""Sources by name: a few with functions of their own here, most declared in sets.yaml and catalogue.yaml, and a user's files.
 
-Public sets are read from the folder that ALOE_DATA names (layout of the project's shared data folder). `file:PATH.jsonl`
-and `file:PATH.csv` read a user's own rows.
+Public sets are read from the folder that ALOE_DATA names (layout of the project's shared data folder; hub sets below hub/ORG/NAME or
+from the hub's cache). `file:PATH` reads a user's own rows.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import ValidationError
+from typing import NamedTuple
 
 from aloe.ask import prompts
 from aloe.core import toy
@@ -20,55 +18,124 @@ from aloe.core.config import nearest
 from aloe.core.errors import SourceError
 from aloe.core.public_data import data_file, read_csv, read_json
 from aloe.core.qa import Question
-from aloe.core.rows import Message, Row, read_jsonl
+from aloe.core.rows import Drop, Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
-from aloe.data import redteam, starter
+from aloe.data import redteam, scifact, starter
+from aloe.data.adapters import SETS, adapted, fetch_hub, hub_files, local_files, local_sets, rows_from
+from aloe.data.archives import ARCHIVES
+from aloe.data.catalogue import FILE as CATALOGUE
 from aloe.data.catalogue import catalogue
+from aloe.data.licences import OWN
+from aloe.data.mapping import Map
+from aloe.data.mixture import ROW_TOKENS, TOKENS_PER_CHARACTER
+from aloe.data.own import own_rows
+from aloe.data.records import ENDINGS, KNOWN, SHOWN, Bad, Layout, read
+
+OWN_FILE = "file:"
 
 
 class Source(NamedTuple):
-    """Where rows come from. `files` are relative to ALOE_DATA."""
+    """Where rows come from. `files` are relative to ALOE_DATA; `find` finds them where they are patterns or lie elsewhere."""
 
     licence: str
     files: tuple[str, ...]
-    rows: Callable[[Sequence[Path]], Iterator[Row]]
+    rows: Callable[[Sequence[Path]], Iterator[Row | Bad]]
+    find: Callable[[], list[Path]] | None = None
 
 
-def source_files(name: str) -> list[Path]:
-    """The files that a source reads; raises where one is missing or the name is unknown."""
-    if name.startswith("file:"):
-        files = [Path(name.removeprefix("file:"))]
-        if files[0].suffix not in (".jsonl", ".csv"):
-            raise SourceError(f"cannot read {files[0].suffix or 'this'} files", where=name, do="give .jsonl or .csv")
-    else:
-        return [data_file(file) for file in _source(name).files]
-    if not files[0].is_file():
-        raise SourceError("the file does not exist", where=str(files[0]), do="check the path (it is relative to where aloe is started)")
-    return files
+def source_files(name: str, revision: str | None = None) -> list[Path]:
+    """The files that a source reads; raises where one is missing or the name is unknown. `revision`: of a hub set, in place of its own."""
+    if not name.startswith(OWN_FILE):
+        source = _source(name, revision)
+        return [data_file(file) for file in source.files] if source.find is None else source.find()
+    file = Path(name.removeprefix(OWN_FILE))
+    if revision:
+        raise _no_revision(name)
+    if not file.name.lower().removesuffix(".gz").endswith((*ENDINGS, *ARCHIVES)):
+        raise SourceError(f"cannot read {file.suffix or 'this'} files", where=name, do=f"give one of {KNOWN}")
+    if not file.is_file():
+        raise SourceError("the file does not exist", where=str(file), do="check the path (it is relative to where aloe is started)")
+    return [file]
 
 
-def source_rows(name: str) -> Iterator[Row]:
-    """All rows of a source, in the order of its files."""
-    files = source_files(name)
-    if name.startswith("file:"):
-        yield from _own_rows(files[0])
-        return
-    yield from _source(name).rows(files)
+def source_rows(name: str, bad: Callable[[Drop], None] | None = None, revision: str | None = None) -> Iterator[Row]:
+    """All rows of a source, in the order of its files.
+
+    What cannot become a row, or has an id that a row before had, raises SourceError; with `bad` it goes there as a Drop of step `read`.
+    """
+    files = source_files(name, revision)
+    shown = f"{OWN_FILE}{files[0].name}" if name.startswith(OWN_FILE) else name
+    licence = OWN if name.startswith(OWN_FILE) else _source(name, revision).licence
+    items = own_rows(files[0]) if name.startswith(OWN_FILE) else _source(name, revision).rows(files)
+    seen = set[int]()
+    for number, item in enumerate(items):
+        if isinstance(item, Row):
+            key = hash(item.id)
+            if key not in seen:
+                seen.add(key)
+                yield item
+                continue
+            item = Bad(_place(files, number), f"the id {item.id!r} stands there more than once", item.answer.content[:SHOWN])
+        if bad is None:
+            raise item.error()
+        bad(_drop(item, shown, licence, number))
 
 
-def _source(name: str) -> Source:
+def _place(files: Sequence[Path], number: int) -> str:
+    return f"{files[0]}, record {number + 1}" if len(files) == 1 else f"{files[0].parent}, record {number + 1}"
+
+
+def _drop(item: Bad, source: str, licence: str, number: int) -> Drop:
+    """What could not be read, as a row that holds its beginning."""
+    text, reason = (part.encode(errors="replace").decode() for part in (item.text, f"{item.problem} ({item.where})"))  # lone surrogates
+    messages = (Message(role="user", content=text), Message(role="assistant", content=""))
+    row = Row(id=f"{source}/bad-{number}", messages=messages, source=source, licence=licence, category="unreadable")
+    return Drop(row, "read", reason)
+
+
+def licence_of(name: str) -> str:
+    """What a source's rows are licensed under, as stated; a user's own file says it row by row."""
+    entry = None if name in SOURCES else catalogue().sources.get(name)
+    return OWN if name.startswith(OWN_FILE) else entry.licence if entry else _source(name).licence
+
+
+def declaration(name: str) -> Path | None:
+    """The file that says how a source's records become rows, where it is one of the declared."""
+    if name in local_sets():
+        return SETS
+    return CATALOGUE if name not in SOURCES and name in catalogue().sources else None
+
+
+def fetch_source(name: str, revision: str | None = None) -> None:
+    """Bring a hub set to this machine; nothing to do for others."""
+    entry = None if name in SOURCES else catalogue().sources.get(name)
+    if entry and entry.hub and entry.adapter:
+        fetch_hub(entry.hub, revision or entry.revision, entry.adapter)
+
+
+def _source(name: str, revision: str | None = None) -> Source:
+    known = catalogue().sources
+    entry = None if name in SOURCES else known.get(name)
+    if revision and not (entry and entry.hub):
+        raise _no_revision(name)
     if name in SOURCES:
         return SOURCES[name]
-    known = catalogue().sources
-    if name in known:
-        reason = "was never published" if known[name].status == "unpublished" else "has no adapter yet"
-        do = "plan with it, and run with other sources"
-        raise SourceError(f"the source {name!r} {reason}: its size is known, its rows cannot be read", where=known[name].hub or name, do=do)
-    raise SourceError(f"no source is called {name!r}", where="sources", do=nearest(name, [*SOURCES, *known, "file:PATH"]))
+    if entry and entry.adapter:
+        adapter, hub, pinned = entry.adapter, entry.hub, revision or entry.revision
+        find = partial(hub_files, hub, pinned, adapter) if hub else partial(local_files, adapter)
+        return Source(entry.licence, (), partial(adapted, name, entry.licence, adapter), find)
+    if entry:
+        what = f"the source {name!r} was never published: its size is known, its rows cannot be read"
+        raise SourceError(what, where=entry.hub or name, do="plan with it, and run with other sources")
+    raise SourceError(f"no source is called {name!r}", where="sources", do=nearest(name, [*SOURCES, *known, f"{OWN_FILE}PATH"]))
 
 
-TOKENS_PER_CHARACTER, ROW_TOKENS, SAMPLED_ROWS = 0.25, 40, 2000
-"""For estimates only: a chat template and a system prompt add the second to every row; lengths are those of the first rows."""
+def _no_revision(name: str) -> SourceError:
+    return SourceError("only sets of the hub have a revision", where=f"sources: {name}", do="leave `revision` out")
+
+
+SAMPLED_ROWS = 2000
+"""Estimates take the lengths of the first rows."""
 
 
 class RowCount(NamedTuple):
@@ -87,11 +154,11 @@ def expected_rows(sources: Mapping[str, int | None], max_characters: int | None)
 
 
 def _expected(name: str, n: int | None, max_characters: int | None) -> RowCount:
-    if name not in SOURCES and not name.startswith("file:") and name in catalogue().sources:
+    if name not in SOURCES and name in catalogue().sources:
         published, tokens = catalogue().sources[name].rows or 0, catalogue().tokens(name)
         share = min(1.0, (n or published) / max(1, published))
         return RowCount(published * share, tokens * share, tokens * share, 0.0)
-    rows = source_rows(name)
+    rows = source_rows(name, bad=lambda drop: None)  # counted when it is read in earnest
     some = list(islice(rows, min(n or SAMPLED_ROWS, SAMPLED_ROWS)))
     messages = [m for row in some for m in (*row.messages, *([row.rejected] if row.rejected else ()))]
     characters = sum(len(m.content) for m in messages)
@@ -140,6 +207,19 @@ def _pubmedqa(files: Sequence[Path]) -> Iterator[Row]:
         if pmid not in test:
             text = " ".join(record["CONTEXTS"]) + "\n\n" + record["QUESTION"]
             yield choice_row("pubmedqa", pmid, text, options, options.index(record["final_decision"]))
+
+
+_CONCLUSION = Map(
+    kind="qa", id="{_key}", task="Explanation", context="{CONTEXTS}",
+    question="{QUESTION} Explain what this study lets one conclude.", answer="{LONG_ANSWER}",
+)  # fmt: skip
+
+
+def _pubmedqa_conclusion(files: Sequence[Path]) -> Iterator[Row | Bad]:
+    """What the same 500 abstracts conclude."""
+    test = read_json(files[1])
+    items = (item for item in read(files[0], Layout()) if isinstance(item, Bad) or item.value["_key"] not in test)
+    return rows_from(items, "pubmedqa-conclusion", SOURCES["pubmedqa-conclusion"].licence, _CONCLUSION)
 
 
 def _dolly(files: Sequence[Path]) -> Iterator[Row]:
@@ -194,9 +274,16 @@ SOURCES: dict[str, Source] = {
     "medqa": Source("MIT", ("medqa/medqa_4opt_val.json",), _prompt_engine("medqa")),
     "medmcqa": Source("MIT", ("medmcqa/medmcqa_val.json",), _prompt_engine("medmcqa")),
     "pubmedqa": Source("MIT", ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), _pubmedqa),
+    "pubmedqa-conclusion": Source("MIT", ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), _pubmedqa_conclusion),
     "dolly": Source("CC BY-SA 3.0", ("dolly_sample/databricks_dolly_15k.csv",), _dolly),
     "ultrafeedback": Source("MIT", ("ultrafeedback_clean/train_clean_first1000.jsonl",), _ultrafeedback),
     "med-safety": Source("MIT", ("med_safety_bench/train",), _med_safety),
+    **{
+        name: Source(one.licence, (), partial(adapted, name, one.licence, one.adapter), partial(local_files, one.adapter))
+        for name, one in local_sets().items()
+    },
+    "scifact": Source(scifact.LICENCE, ("scifact/scifact.zip",), scifact.verification),
+    "scifact-retrieval": Source(scifact.LICENCE, ("scifact/scifact.zip",), scifact.retrieval),
     "starter-medical": _starter(starter.medical),
     "starter-general": _starter(starter.general),
     "starter-long": _starter(starter.long_rows),
@@ -211,36 +298,3 @@ SOURCES: dict[str, Source] = {
     "toy-pairs": Source("Apache-2.0", (), _toy_pairs),
     "toy-safety": Source("Apache-2.0", (), _toy_safety),
 }
-
-
-def _own_rows(file: Path) -> Iterator[Row]:
-    """A user's rows: {"question", "answer"[, "rejected", "id", "category"]} or {"messages": [...]}; csv with the same columns."""
-    # The name without its folder: rows are drawn and ordered by their id, and that must not change when a folder moves.
-    name, seen = f"file:{file.name}", set[str]()
-    records: Iterator[dict[str, Any]] = read_jsonl(file) if file.suffix == ".jsonl" else read_csv(file)
-    for number, record in enumerate(records, 1):
-        messages = record.get("messages") or [
-            {"role": "user", "content": record.get("question")}, {"role": "assistant", "content": record.get("answer")},
-        ]  # fmt: skip
-        rejected = record.get("rejected") or None
-        worse = {"role": "assistant", "content": rejected} if isinstance(rejected, str) else rejected
-        plain = {
-            "id": f"{name}/{number if record.get('id') in (None, '') else record['id']}", "messages": messages, "rejected": worse, "source": name,
-            "licence": record.get("licence") or "own", "category": record.get("category") or "Question Answering",
-        }  # fmt: skip
-        try:
-            row = Row.model_validate_json(json.dumps(plain))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            at = ".".join(str(part) for part in problem["loc"])
-            raise SourceError(
-                f"{at}: {problem['msg']}", where=f"{file}, record {number}", do='write {"question": "...", "answer": "..."} or {"messages": [...]}'
-            ) from None
-        if row.id in seen:
-            raise SourceError(
-                f"the id {row.id!r} stands there more than once", where=f"{file}, record {number}", do="give every row its own id, or none"
-            )
-        seen.add(row.id)
-        if row.answer.role != "assistant":
-            raise SourceError("the last message is not the assistant's", where=f"{file}, record {number}", do="end the conversation with an answer")
-        yield row

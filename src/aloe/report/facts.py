@@ -202,9 +202,8 @@ def sources(facts: Facts) -> Iterator[SourceFacts]:
             # Rows of a user's file carry the file's name, counts the recipe's path.
             licence = ", ".join(licences.get(name) or licences.get(source_name(name)) or ["no row kept"])
             dropped = {key.removeprefix("dropped by "): n for key, n in counts.items() if key.startswith("dropped by ") and n}
-            yield SourceFacts(
-                stage.name, source_name(name), licence, counts.get("read", 0), counts.get("kept", 0), counts.get("not needed", 0), dropped
-            )
+            unused = sum(counts.get(key, 0) for key in ("not needed", "left by share", "held out"))
+            yield SourceFacts(stage.name, source_name(name), licence, counts.get("read", 0), counts.get("kept", 0), unused, dropped)
 
 
 class Energy(NamedTuple):

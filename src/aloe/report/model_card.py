@@ -13,6 +13,7 @@ from markupsafe import Markup
 from aloe.artifact import Artifact, write_text
 from aloe.core.config import Config
 from aloe.report import safety, tables
+from aloe.report.datasheet import datasheet
 from aloe.report.facts import Facts, base_facts, energy, manifest_file, read_facts, source_name, sources
 from aloe.report.measures import figure, metric
 from aloe.report.snippets import snippets
@@ -127,6 +128,7 @@ def _body(facts: Facts, options: CardOptions) -> str:
     text = environment.get_template(TEMPLATE).render(
         facts=facts,
         options=options,
+        sheet=datasheet(facts),
         tables=tables,
         safety=safety,
         snippets=snippets(facts.final.path),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,9 @@ from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import SourceError
+from aloe.core.rows import Drop, Row
+from aloe.data.licences import Policy
+from aloe.data.mixture import Mixture
 from aloe.stage import Context, Cost, Ref, Size, Stage
 from aloe.starter import pack
 from aloe.train.options import TokenOptions
@@ -65,34 +68,57 @@ class SourcePlan(Config):
 
     n: int | None = Field(default=None, ge=1)
     """Rows, chosen by hash of their id after all steps; None takes all."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Times each row is read; of a fraction, so many of the rows once more."""
+    revision: str | None = None
+    """Commit of a hub set, in place of the catalogue's."""
 
 
 class Curate(Stage):
     """Raw records to rows; every row that leaves has a reason."""
 
     kind: Literal["curate"]
-    version: ClassVar[int] = 2  # 2: `avoid` compares a stem's last word whole
+    version: ClassVar[int] = 3  # 3: own files are read strictly and in more formats; ledger
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
-    """Source name (see data/sources.py) or file:PATH.jsonl -> how much of it."""
+    """Source name (`aloe data list`) or file:PATH -> how much of it."""
     steps: tuple[Literal["repair", "complete", "exact", "lengths"], ...] = ("repair", "complete", "exact")
     """`lengths` balances pairs so that the better answer is not mostly the longer or the shorter one; see data/lengths.py."""
     avoid: tuple[str, ...] = ()
     """Evaluation tasks whose questions must not stand in any row."""
     max_characters: int | None = Field(default=None, ge=1)
+    licences: Policy = "any"
+    """Which licences may be in it: those that allow commercial use, research, or any, also none stated."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """A record that cannot be read, or that has another's id, stops the run, or is dropped and counted."""
+    mixture: Mixture | None = None
+    """None takes everything once."""
+
+    def _allowed(self) -> tuple[list[str], list[dict[str, str]]]:
+        from aloe.data.corpus import allowed
+
+        return allowed(self.sources, self.licences)
+
+    def fetch(self) -> None:
+        from aloe.data.sources import fetch_source
+
+        for name in self._allowed()[0]:
+            fetch_source(name, self.sources[name].revision)
 
     def reads(self) -> dict[str, Path]:
         from aloe.ask import prompts
         from aloe.core import toy
         from aloe.data import redteam, starter
-        from aloe.data.sources import source_files
+        from aloe.data.sources import declaration, source_files
         from aloe.evals.task import task_files
 
-        files = {f"source {name}: {file.name}": file for name in self.sources for file in source_files(name)}
+        names = self._allowed()[0]
+        files = {f"source {name}: {file.name}": file for name in names for file in source_files(name, self.sources[name].revision)}
+        files |= {f"declaration: {file.name}": file for name in names if (file := declaration(name))}
         files |= {f"avoid {name}: {file.name}": file for name in self.avoid for file in task_files(name)}
-        if any(name.startswith("toy") for name in self.sources):
+        if any(name.startswith("toy") for name in names):
             files["toy"] = Path(toy.__file__)
-        if any(name.startswith("starter") for name in self.sources):
+        if any(name.startswith("starter") for name in names):
             files |= {"starter pack": pack.FOLDER, "starter rows": Path(starter.__file__)}
         if any(name.startswith(("red-team", "phi-canaries")) for name in self.sources):
             files |= redteam.files()
@@ -102,42 +128,66 @@ class Curate(Stage):
         from aloe.data.sources import source_rows
 
         self.reads()
-        for name in self.sources:
-            if next(iter(source_rows(name)), None) is None:
+        for name in self._allowed()[0]:
+            rows = source_rows(name, (lambda drop: None) if self.on_bad_row == "drop" else None, self.sources[name].revision)
+            if next(iter(rows), None) is None:
                 raise SourceError("a source has no rows", where=name, do="check the file")
 
     def expect(self, sizes: Mapping[str, Size], machine: Machine) -> tuple[Size, Cost]:
         from aloe.data.sources import expected_rows
 
-        found = expected_rows({name: plan.n for name, plan in self.sources.items()}, self.max_characters)
-        return Size(**found._asdict()), Cost(0.02 + found.rows / 2e5)
+        trained = 1 - (self.mixture.held_out if self.mixture else 0.0)
+        parts = [
+            [value * self.sources[name].epochs * trained for value in expected_rows({name: self.sources[name].n}, self.max_characters)]
+            for name in self._allowed()[0]
+        ]
+        rows, tokens, supervised, rejected = (sum(part) for part in zip(*parts, strict=True))
+        return Size(rows=rows, tokens=tokens, supervised=supervised, rejected=rejected), Cost(0.02 + rows / 2e5)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.core.rows import write_jsonl
-        from aloe.data import curate
+        from aloe.data import curate, ledger
+        from aloe.data.corpus import Reading, finish, source_facts
         from aloe.data.lengths import pair_lengths
-        from aloe.data.sources import source_rows
         from aloe.evals.task import open_task
+        from aloe.report.ledger_page import write_ledger
 
         steps = [curate.STEPS[name] for name in self.steps]
+        asked = {q.id: ledger.Asked(name, q.text) for name in self.avoid for q in open_task(name).questions("test")}
         if self.avoid:
-            steps.append(curate.avoid({curate.normal(q.text): q.id for name in self.avoid for q in open_task(name).questions("test")}))
+            steps.append(curate.avoid({curate.normal(q.text): name for name, q in asked.items()}))
         if self.max_characters:
             steps.append(curate.length(self.max_characters))
-        sources = {name: (source_rows(name), plan.n) for name, plan in self.sources.items()}
-        result = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", part=name))
+        names, excluded = self._allowed()
+        reading = Reading(names, self.licences, self.on_bad_row)
+        sources = {name: (reading.rows(name, self.sources[name].revision), self.sources[name].n) for name in names}
+        curated = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", part=name))
+        epochs = {name: self.sources[name].epochs for name in names if self.sources[name].epochs != 1}
+        result = finish(reading, curated, self.mixture, epochs, context.seed)
         if not result.rows:
             raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
-        write_jsonl(out / "rows.jsonl.gz", result.rows)
-        write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in result.drops))
+        facts = source_facts(names, {name: plan.revision for name, plan in self.sources.items()})
+        book = ledger.build(
+            reading.watch, result.counts, result.drops, result.rows, len(result.held_out),
+            excluded=excluded, facts=facts, asked=asked, policy=self.licences,
+        )  # fmt: skip
+        _write_corpus(out, result.rows, result.held_out, result.drops)
         (out / "counts.json").write_text(json.dumps(result.counts, indent=1))
-        licences = sorted({f"{row.source}: {row.licence}" for row in result.rows})
-        characters = sum(len(m.content) for row in result.rows for m in row.messages)
+        (out / "ledger.json").write_text(json.dumps(book, indent=1, ensure_ascii=False))
+        write_ledger(out / "ledger.html", context.name, book)
+        licences = sorted(f"{source['name']}: {licence}" for source in book["sources"] for licence in source["licences"])
+        totals = {"rows": len(result.rows), "drops": len(result.drops), "characters": book["totals"]["characters"], "counts": result.counts}
+        totals |= {"licences": licences, "held_out": len(result.held_out), "tasks": book["totals"]["tasks"], "excluded": excluded}
         pairs = pair_lengths(result.rows)
-        return {
-            "rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences,
-            **({"pair_lengths": pairs} if pairs else {}),
-        }  # fmt: skip
+        return totals | ({"pair_lengths": pairs} if pairs else {})
+
+
+def _write_corpus(out: Path, rows: Sequence[Row], held_out: Sequence[Row], drops: Sequence[Drop]) -> None:
+    from aloe.core.rows import write_jsonl
+
+    write_jsonl(out / "rows.jsonl.gz", rows)
+    write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in drops))
+    if held_out:
+        write_jsonl(out / "held_out.jsonl.gz", held_out)
 
 
 class Tokens(Stage, TokenOptions):

@@ -1,0 +1,100 @@
+"""`aloe data`: what sources there are, and a look at their rows before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aloe.core.rows import Row
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Data sources: list them, look at their rows.")
+
+
+@app.command("list")
+def list_() -> None:
+    """List every source: whether it is here, rows as published, licence, where it is from.  Example: aloe data list"""
+    for line in listing():
+        print(line)
+
+
+@app.command()
+def preview(
+    source: Annotated[str, typer.Argument(help="Source name or file:PATH.")], n: Annotated[int, typer.Option("--n", help="Rows.")] = 3,
+    model: Annotated[Path | None, typer.Option(help="Model folder: rows as its chat template renders them, supervised tokens in brackets.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub set.")] = None,
+) -> None:  # fmt: skip
+    """Show a source's first rows as they would be trained on, and what cannot be read.  Example: aloe data preview medmcqa"""
+    for line in rows_shown(source, n, model, revision):
+        print(line)
+
+
+def listing() -> Iterator[str]:
+    """A line a source."""
+    from aloe.core.errors import SourceError
+    from aloe.data import licences
+    from aloe.data.catalogue import catalogue
+    from aloe.data.sources import SOURCES, licence_of, source_files
+
+    known = catalogue().sources
+    for name in dict.fromkeys([*SOURCES, *known]):
+        entry = known.get(name)
+        if entry and entry.status == "unpublished":
+            state = "unpublished"
+        else:
+            try:
+                source_files(name)
+                state = "here"
+            except SourceError:
+                state = "not here"
+        licence = licence_of(name) if state != "unpublished" or name in SOURCES else entry.licence if entry else ""
+        rows = f"{entry.rows:,} rows" if entry and entry.rows else ""
+        columns = f"columns {entry.adapter.columns}" if entry and entry.adapter else ""
+        yield f"{name:<28}{state:<13}{rows:>14}  {licence:<22}{licences.kind(licence):<12}{columns:<20}{(entry.hub or '') if entry else ''}".rstrip()
+
+
+def rows_shown(source: str, n: int, model: Path | None, revision: str | None) -> Iterator[str]:
+    """The first n rows, then what could not be read on the way."""
+    from aloe.core.rows import Drop
+    from aloe.data import licences
+    from aloe.data.mixture import row_tokens
+    from aloe.data.sources import licence_of, source_files, source_rows
+
+    for file in source_files(source, revision):
+        yield f"file     {file}"
+    licence = licence_of(source)
+    yield f"licence  {licence} ({licences.kind(licence)}{', with terms of its own' if licences.has_terms(licence) else ''})"
+    bad: list[Drop] = []
+    for row in islice(source_rows(source, bad.append, revision), n):
+        yield ""
+        yield f"row      {row.id}; task {row.category}; about {row_tokens(row):.0f} tokens; licence {row.licence}"
+        for tool in row.tools:
+            yield f"tool     {tool.name}: {tool.description}"
+        if model is None:
+            for message in row.messages:
+                yield f"{message.role:<9}{message.content}"
+                for call in message.tool_calls:
+                    yield f"call     {call.name} {call.arguments}"
+            if row.rejected is not None:
+                yield f"rejected {row.rejected.content}"
+        else:
+            yield from _rendered(model, row)
+    if bad:
+        yield ""
+        yield f"{len(bad)} records before the last row shown cannot be read; the first: {bad[0].reason}"
+
+
+def _rendered(model: Path, row: Row) -> Iterator[str]:
+    from transformers import AutoTokenizer
+
+    from aloe.models.folder import load_chat
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    chat = load_chat(model, tokenizer)
+    for answer in [row.answer] if row.rejected is None else [row.answer, row.rejected]:
+        tokens = chat.render((*row.prompt, answer), row.tools, row.id)
+        pieces = (tokenizer.decode([i]) for i in tokens.ids)
+        yield "".join(f"[{text}]" if weight else text for text, weight in zip(pieces, tokens.weights, strict=True))
