@@ -22,7 +22,7 @@ from aloe.core.public_data import data_file, read_csv, read_json
 from aloe.core.qa import Question
 from aloe.core.rows import Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
-from aloe.data import starter
+from aloe.data import preference, starter
 from aloe.data.catalogue import catalogue
 
 
@@ -196,6 +196,7 @@ SOURCES: dict[str, Source] = {
     "pubmedqa": Source("MIT", ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), _pubmedqa),
     "dolly": Source("CC BY-SA 3.0", ("dolly_sample/databricks_dolly_15k.csv",), _dolly),
     "ultrafeedback": Source("MIT", ("ultrafeedback_clean/train_clean_first1000.jsonl",), _ultrafeedback),
+    "hh-harmless": Source("MIT", ("hh_rlhf_harmless_test/test.jsonl.gz",), preference.hh),
     "med-safety": Source("MIT", ("med_safety_bench/train",), _med_safety),
     "starter-medical": _starter(starter.medical),
     "starter-general": _starter(starter.general),

@@ -50,6 +50,9 @@ class CachedModel:
         with self.path.open("a") as journal:
             for position, reply in self.inner.reply([requests[i] for i in missing]):
                 index = missing[position]
+                if reply.finish == "refused":  # nothing was paid, and another server or setting may answer
+                    yield index, reply
+                    continue
                 with _alone(journal):
                     journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")
                     journal.flush()

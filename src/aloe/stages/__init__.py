@@ -12,8 +12,9 @@ from pydantic import Field
 
 from aloe.stages.data import Base, BuildIndex, Curate, SourcePlan, Tokens
 from aloe.stages.measuring import Evaluate, Report
+from aloe.stages.synthesis import Synthesize
 from aloe.stages.training import Dpo, Merge, Sft
 
-__all__ = ["AnyStage", "Base", "BuildIndex", "Curate", "Dpo", "Evaluate", "Merge", "Report", "Sft", "SourcePlan", "Tokens"]
+__all__ = ["AnyStage", "Base", "BuildIndex", "Curate", "Dpo", "Evaluate", "Merge", "Report", "Sft", "SourcePlan", "Synthesize", "Tokens"]
 
-AnyStage = Annotated[Base | Curate | Tokens | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]
+AnyStage = Annotated[Base | Curate | Synthesize | Tokens | Sft | Merge | Dpo | BuildIndex | Evaluate | Report, Field(discriminator="kind")]
