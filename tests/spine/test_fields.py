@@ -42,7 +42,7 @@ stages:
   pairs: {kind: curate, sources: {toy-pairs: {n: 8}, toy-safety: {n: 6}}}
   attacks: {kind: curate, sources: {toy-safety: {}}}
   cases: {kind: curate, sources: {"file:CASES": {}}}
-  cot: {kind: synthesize, what: answers, model: "SERVER#small", licence: Llama 3.1, data: cases}
+  cot: {kind: synthesize, what: answers, model: "fake:guess", licence: Llama 3.1, data: cases}
   quiz: {kind: synthesize, what: questions, model: "SERVER#small", licence: Llama 3.1, corpora: ["folder:DOCS"], n: 4}
   stored: {kind: tokens, model: start, data: talks, max_length: 128}
   sft: {kind: sft, base: start, data: facts, train: &train {lr: 3e-3, global_batch: 8, max_length: 128, warmup_steps: 1, clip_norm: 0.5, dtype: fp32}}
@@ -71,8 +71,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "facts": {"sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": ["toy-choice"], "max_characters": 100},
     "cot": {
-        "what": "pairs", "model": "SERVER#other", "licence": "MIT", "data": "facts", "corpora": ["toy"], "n": 5, "unsolved_by": "SERVER#other", "judge": "SERVER#other",
-        "samples": 3, "keep": 2, "min_share": 0.5, "gold": "shown", "max_tokens": 99, "temperature": 0.5, "top_p": 0.5, "turns": 2,
+        "model": "SERVER#small", "licence": "MIT", "data": "facts", "corpora": ["toy"], "n": 5, "unsolved_by": "fake:first",
+        "samples": 3, "keep": 2, "min_share": 0.5, "gold": "shown", "max_tokens": 99, "temperature": 0.5, "top_p": 0.5,
         "budget.calls": 3, "budget.tokens": 99, "budget.seconds": 0.0,
     },
     "stored": {"model": "other", "data": "facts", "max_length": 64, "supervise": "last", "reasoning": "mask"},
@@ -97,8 +97,9 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora"
 OTHER_LORA = {"rank": 8, "alpha": 16, "dropout": 0.5, "targets": ["q_proj"], "rslora": True, "dora": True, "quantise": "nf4", "export": "adapter"}
 EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter together with another
     ("quiz", "corpora"): {"corpora": ["toy"]},
-    ("cot", "turns"): {"what": "dialogues", "n": 8, "turns": 2},
-    ("cot", "judge"): {"what": "pairs", "judge": "SERVER#other"},
+    ("cot", "what"): {"model": "SERVER#small", "samples": 2, "what": "pairs"},
+    ("cot", "turns"): {"model": "SERVER#small", "what": "dialogues", "n": 6, "samples": 2, "turns": 2},
+    ("cot", "judge"): {"model": "SERVER#small", "what": "pairs", "samples": 2, "judge": "SERVER#other"},
     ("cot", "budget.money"): {"budget.price_read": 1.0, "budget.money": 0.0},
     ("cot", "budget.price_read"): {"budget.money": 0.0, "budget.price_read": 1.0},
     ("cot", "budget.price_written"): {"budget.money": 0.0, "budget.price_written": 1.0},
@@ -167,7 +168,7 @@ def write(handler: Handler, body: dict[str, Any], number: int) -> None:
     elif "Better: neither" in last:
         handler.say(f"Better: {draw % 2 + 1}")
     elif "end of a consultation" in system:
-        handler.say(f"It fits.\nDiagnosis: {WORDS[draw % 8]} fever")
+        handler.say(f"It fits.\nDiagnosis: {WORDS[draw % 4 * 2]} fever")
     elif "\nB. " not in last or system != last:
         handler.say(f"I have been ill for {draw % 999} days.")
     else:
@@ -203,7 +204,7 @@ class World:
         self.nodes = {n.name: n for n in runner.plan(self.recipe, self.runs, HashMemo(root / "memo"))}
         other = self.root / "template.jinja"
         other.write_text((self.nodes["start"].path / "chat_template.jinja").read_text() + "{# other #}")
-        self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other), "SERVER#other": f"{server}#other"}
+        self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other), "SERVER#small": f"{server}#small", "SERVER#other": f"{server}#other"}
 
     def changed(self, stage: str, changes: dict[str, Any]) -> AnyStage:
         tree = self.recipe.stages[stage].model_dump(mode="json")

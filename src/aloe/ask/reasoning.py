@@ -19,11 +19,15 @@ _FINAL = re.compile(r"^[\s>#*_]*(?:(?:final|correct)\s+)?answer[\s*_]*:[ \t*_]*(
 _CONCLUSION = re.compile(r"^[\s>#*_]*conclusion[\s*_]*:", re.IGNORECASE | re.MULTILINE)
 _THINKING = re.compile(r"^.*</think>", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
-_GIVEN = re.compile(r"\b(?:given|provided|stated|known)\s+(?:correct\s+)?answer\b|\banswer\s+(?:that\s+)?(?:is|was)\s+(?:given|provided)\b", re.IGNORECASE)
+_GIVEN = re.compile(
+    r"\b(?:given|provided|stated|known)\s+(?:correct\s+)?answer\b|\banswer\s+(?:that\s+)?(?:is|was)\s+(?:given|provided)\b", re.IGNORECASE
+)
 _PASSAGE = re.compile(
     r"\b(?:the|this|that|above|given|provided)\s+(?:passage|text|excerpt|article|abstract|paragraph|document|reference)s?\b", re.IGNORECASE
 )
-_AGAINST = re.compile(r"\b(?:not|never|no|rather\s+than|unlikely|less\s+likely|wrong|incorrect|excludes?|excluded|against|instead\s+of|unlike)\b|n't\b", re.IGNORECASE)
+_AGAINST = re.compile(
+    r"\b(?:not|never|no|rather\s+than|unlikely|less\s+likely|wrong|incorrect|excludes?|excluded|against|instead\s+of|unlike)\b|n't\b", re.IGNORECASE
+)
 
 
 class Worked(NamedTuple):
@@ -49,7 +53,9 @@ def read_worked(text: str, options: Sequence[str]) -> Worked:
     choice = parse.choice(f"Answer: {said}", options) if options else None
     if not said or (options and choice is None):
         return Worked(None, said, "the final answer names no option" if options else "no final answer line")
-    flaw = _shape(reasoning, text[last.end() :]) or (_contradiction(reasoning, options, choice) if choice is not None else _unsupported(reasoning, said))
+    flaw = _shape(reasoning, text[last.end() :])
+    if not flaw:
+        flaw = _contradiction(reasoning, options, choice) if choice is not None else _unsupported(reasoning, said)
     return Worked(choice, said, flaw)
 
 

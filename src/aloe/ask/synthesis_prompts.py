@@ -22,7 +22,9 @@ SOLVE_OPEN_INSTRUCTION = (
     "Solve this for a reader who wants to learn from it. First state the facts of the question that matter, then reason step by step. "
     'End with a line "Answer: " and the answer in as few words as possible.'
 )
-SOLVE_FROM_PASSAGE = "The question was written from the passage above. Use what it says, but write for a reader who does not have it: never mention it."
+SOLVE_FROM_PASSAGE = (
+    "The question was written from the passage above. Use what it says, but write for a reader who does not have it: never mention it."
+)
 GIVEN_INSTRUCTION = (
     "The correct answer is: {answer}. Write the reasoning that leads to it, as if you had found it yourself: never mention that it was given."
 )
@@ -36,8 +38,9 @@ QUESTION_FORM = (
     "Question: the question\nA. an option\nB. an option\nC. an option\nD. an option\nKey: the letter of the right option"
 )
 PATIENT_SYSTEM = (
-    "You are the patient of this case and talk with a doctor:\n\n{case}\n\nSpeak in the first person, in plain words, at most two sentences at a time. "
-    "Tell only what you are asked. Findings of an examination or a test are told as somebody told you about them. Where the case does not say it, "
+    "You are the patient of this case and talk with a doctor:\n\n{case}\n\n"
+    "Speak in the first person, in plain words, at most two sentences at a time. Tell only what you are asked. "
+    "Findings of an examination or a test are told as somebody told you about them. Where the case does not say it, "
     "you do not know. You do not know what you have, and you do not guess. Leave out any exam question at the end of the case."
 )
 PATIENT_OPENING = "Good morning. What brings you here today?"

@@ -81,7 +81,8 @@ def _check(steps: Sequence[Step]) -> None:
     """One request that a server refuses is a drop; if it refuses every one, dropping the whole corpus would hide a wrong setting."""
     for step in steps:
         if step.model.num_refused and step.model.num_refused == step.model.spent.calls:
-            raise ModelError(f"the server refused all {step.model.num_refused} requests, the last one so: {step.model.last_refusal}", where=step.model.name)
+            what = f"the server refused all {step.model.num_refused} requests, the last one so: {step.model.last_refusal}"
+            raise ModelError(what, where=step.model.name, do="change the model or what is asked of it")
 
 
 @contextmanager

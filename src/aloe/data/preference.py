@@ -45,18 +45,21 @@ def candidates(row: Row, maker: Maker) -> Ask[Made | Candidates]:
     replies = yield [Generate(messages=row.prompt, sampling=maker.sampling(row.id, number)) for number in range(maker.options.samples)]
     texts: list[str] = []
     drops: list[Drop] = []
+
+    def alone(number: int, text: str) -> Row:
+        return maker.row(row, number, [*row.prompt, Message(role="assistant", content=text)], row.category)
+
     for number, reply in enumerate(replies):
         text = reply.text.strip()
         # A refusal may be the better answer: it is the judge who says so.
         flaw = "" if (fault := maker.fault(reply)) == "refusal" else fault
         flaw = flaw or ("same text as another sample" if text in texts else "")
         if flaw:
-            drops.append(Drop(maker.row(row, number, [*row.prompt, Message(role="assistant", content=text)], row.category), STEP, flaw))
+            drops.append(Drop(alone(number, text), STEP, flaw))
         else:
             texts.append(text)
     if len(texts) < 2:
-        alone = [Drop(maker.row(row, len(replies), [*row.prompt, Message(role="assistant", content=t)], row.category), STEP, "nothing to compare with") for t in texts]
-        return Made(drops=(*drops, *alone))
+        return Made(drops=(*drops, *(Drop(alone(len(replies), text), STEP, "nothing to compare with") for text in texts)))
     return Candidates(row, tuple(texts), tuple(drops))
 
 
@@ -123,13 +126,15 @@ def hub_pairs(records: Iterator[Mapping[str, Any]], source: str, licence: str, c
     a `prompt`, as UltraMedical-Preference, Infinity-Preference and Skywork-Reward-Preference are published; ids where it has them."""
     for number, record in enumerate(records):
         place = f"{where}, record {number}"
-        sides = []
-        for side in ("chosen", "rejected"):
-            said = _field(record, side, place)
-            if isinstance(said, str):
-                said = [{"role": "user", "content": _field(record, "prompt", place)}, {"role": "assistant", "content": said}]
-            sides.append(_merged([(_field(turn, "role", place), _field(turn, "content", place)) for turn in said], place))
-        yield pair_row(source, record.get("id", number), licence, category, *sides, place)
+        chosen, rejected = (_conversation(record, side, place) for side in ("chosen", "rejected"))
+        yield pair_row(source, record.get("id", number), licence, category, chosen, rejected, place)
+
+
+def _conversation(record: Mapping[str, Any], side: str, where: str) -> list[Message]:
+    said = _field(record, side, where)
+    if isinstance(said, str):
+        said = [{"role": "user", "content": _field(record, "prompt", where)}, {"role": "assistant", "content": said}]
+    return _merged([(_field(turn, "role", where), _field(turn, "content", where)) for turn in said], where)
 
 
 def pair_row(source: str, native: object, licence: str, category: str, chosen: Sequence[Message], rejected: Sequence[Message], where: str) -> Row:

@@ -153,19 +153,18 @@ def _options(lines: Sequence[str]) -> tuple[list[str], int]:
     """The last run of lettered lines from A on, and the line where it begins."""
     found: tuple[list[str], int] = [], len(lines)
     run: list[str] = []
+    begin = 0
     for number, line in enumerate(lines):
         match = _OPTION.match(line)
         if match and match["letter"] == "A":
-            run = [match["text"]]
+            run, begin = [match["text"]], number
         elif match and run and match["letter"] == LETTERS[len(run)]:
             run.append(match["text"])
         elif line.strip():
             run = []
         if len(run) >= 2:
-            found = run, number - len(run) + 1
-    options, end = found
-    blank = sum(not line.strip() for line in lines[end : end + len(options)])
-    return list(options), end - blank
+            found = run, begin
+    return found
 
 
 def answers(row: Row, maker: Maker) -> Ask[Made]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -113,7 +113,8 @@ class Synthesize(SynthesisOptions, Stage):
             calls, read, written = calls + 1, read + prompt + self.samples * each, written + 150
         elif self.what == "dialogues":
             turns = 2 * (self.turns + 1)
-            calls, read, written = calls * turns, self.samples * turns * (prompt + turns / 2 * TURN_TOKENS), self.samples * (turns * TURN_TOKENS + answer)
+            read, written = read * turns + self.samples * turns * turns / 2 * TURN_TOKENS, written + self.samples * turns * TURN_TOKENS
+            calls *= turns
         elif self.what == "pairs":
             verdicts = self.samples * (self.samples - 1)
             calls, read, written = calls + verdicts, read + verdicts * (prompt + 2 * answer), written + verdicts * VERDICT_TOKENS
@@ -143,7 +144,10 @@ class Synthesize(SynthesisOptions, Stage):
                 opened[spec] = PaidModel(inner, key, context.cache / "replies", self.budget, pool)
             return opened[spec]
 
-        asks = {"answers": synthesize.answers, "questions": synthesize.questions, "dialogues": synthesize.dialogues, "pairs": preference.candidates}
+        asks: dict[str, Callable[..., Any]] = {
+            "answers": synthesize.answers, "questions": synthesize.questions, "dialogues": synthesize.dialogues,
+            "pairs": preference.candidates,
+        }  # fmt: skip
         steps = [Step(paid("model"), partial(asks[self.what], maker=maker))]
         if self.what == "pairs":
             steps.append(Step(paid("judge" if self.judge else "model"), partial(preference.judged, maker=maker)))
@@ -152,7 +156,8 @@ class Synthesize(SynthesisOptions, Stage):
         items = self._items(inputs, context.seed)
         metrics = make(items, steps, out, expected=len(items), log=context.log)
         if not metrics["rows"]:
-            raise SourceError("no row is left", where=context.name, do=f"change model or prompt; the reasons: {json.dumps(metrics['dropped_by_reason'])}")
+            why = json.dumps(metrics["dropped_by_reason"])
+            raise SourceError("no row is left", where=context.name, do=f"change the model or the questions; what was dropped: {why}")
         return {**metrics, **costs(steps, self.budget), "prompts_version": VERSION, "models": {role: paid(role).name for role in self._models}}
 
     def _items(self, inputs: Mapping[str, Artifact], seed: int) -> list[Any]:
