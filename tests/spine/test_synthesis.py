@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aloe import runner
-from aloe.artifact import HashMemo, Manifest, read_manifest
+from aloe.artifact import Artifact, HashMemo, Manifest, read_manifest
 from aloe.budget import budget
 from aloe.core.config import Machine
 from aloe.core.errors import ModelError, RecipeError, SourceError
@@ -25,8 +25,10 @@ from aloe.models import remote
 from aloe.models.limits import BudgetSpent
 from aloe.models.model import Generate
 from aloe.recipe import load_recipe
+from aloe.report.facts import Facts, sources
 from data.teachers import choice_row, sometimes, teacher
 from models.small_server import Handler, serving
+from spine.conftest import REPO
 from synthesis_jobs import run, start
 
 pytest.importorskip("openai")
@@ -96,6 +98,7 @@ def test_everything_that_was_written_is_a_row_or_a_drop_and_is_counted(tmp_path:
     # The server says of each reply that it read 7 and wrote 3 tokens.
     assert (m["tokens_read"], m["tokens_written"], m["money"], m["calls_from_journal"]) == (1554, 666, (1554 + 2 * 666) / 1e6, 0)
     assert {r.source for r in kept} == {"cot"} and {r.licence for r in kept} == {"MIT AND Llama 3.1"}
+    assert m["licences"] == ["cot: MIT AND Llama 3.1"] and m["counts"]["cot"]["read"] == 222 == sum(n for name, n in m["counts"]["cot"].items() if name != "read")
     assert manifest.planned["calls"] == 222 and manifest.planned["money"] > 0
     assert "aloe.ask.synthesis_prompts" in manifest.reads and m["prompts_version"] == 1
 
@@ -232,6 +235,16 @@ def test_a_stage_without_a_single_row_says_why(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no row is left") as caught:
         made(recipe(tmp_path, "fake:refuse"), tmp_path / "runs")
     assert '"refusal": 15' in str(caught.value)
+
+
+def test_the_published_example_runs_without_a_model_and_its_card_names_the_licences(tmp_path: Path) -> None:
+    manifest = made(REPO / "recipes" / "synthesis.yaml", tmp_path / "runs")
+    m = manifest.metrics
+    assert m["rows"] > 0 and m["dropped_by_reason"]["wrong answer"] > 0 and m["licences"] == ["cot: Apache-2.0"]
+    (artifact,) = (Artifact(p, read_manifest(p)) for p in (tmp_path / "runs").glob("cot-????????"))
+    (source,) = sources(Facts(artifact, None, (artifact,), (), (), {}, {}, {}, {}))
+    assert (source.source, source.kept, source.licence) == ("cot", m["rows"], "Apache-2.0")
+    assert source.read == source.kept + source.not_needed + sum(source.dropped.values())
 
 
 def test_a_plan_says_what_will_be_asked_and_what_it_costs(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -40,18 +40,28 @@ def make(items: Iterable[Any], steps: Sequence[Step], out: Path, *, expected: fl
     """
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
+    licences = set[str]()
     with _writing(out / ROWS) as row_file, _writing(out / DROPS) as drop_file:
         for block in _blocks(items):
             for made in _through(block, steps):
                 counts.update(items=1, items_with_rows=bool(made.rows), rows=len(made.rows), drops=len(made.drops))
                 dropped.update(reason(drop) for drop in made.drops)
                 for row in made.rows:
+                    licences.add(f"{row.source}: {row.licence}")
                     row_file(row.model_dump(mode="json"))
                 for drop in made.drops:
                     drop_file({"step": drop.step, "reason": drop.reason, "row": drop.row.model_dump(mode="json")})
             _check(steps)
             log.event("progress", step=counts["items"], steps=max(counts["items"], round(expected)), rows=counts["rows"])
-    return {**counts, "dropped_by_reason": dict(dropped.most_common())}
+    return {**counts, "dropped_by_reason": dict(dropped.most_common()), "licences": sorted(licences)}
+
+
+def as_source(name: str, metrics: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """The stage as a source of rows, counted as `curate` counts: what was written, dropped by reason, not needed and kept."""
+    dropped = dict(metrics["dropped_by_reason"])
+    spare = dropped.pop("not needed", 0)
+    total = {"read": metrics["rows"] + metrics["drops"], "kept": metrics["rows"], "not needed": spare}
+    return {name: total | {f"dropped by {reason}": count for reason, count in dropped.items()}}
 
 
 def costs(steps: Sequence[Step], budget: Budget) -> dict[str, Any]:

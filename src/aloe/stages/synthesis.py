@@ -128,7 +128,7 @@ class Synthesize(SynthesisOptions, Stage):
 
         from aloe.ask.synthesis_prompts import VERSION
         from aloe.data import preference, synthesize
-        from aloe.data.making import Step, costs, make
+        from aloe.data.making import Step, as_source, costs, make
         from aloe.evals.refusal import is_refusal
         from aloe.models.limits import LimitedModel
         from aloe.models.paid import PaidModel
@@ -158,7 +158,8 @@ class Synthesize(SynthesisOptions, Stage):
         if not metrics["rows"]:
             why = json.dumps(metrics["dropped_by_reason"])
             raise SourceError("no row is left", where=context.name, do=f"change the model or the questions; what was dropped: {why}")
-        return {**metrics, **costs(steps, self.budget), "prompts_version": VERSION, "models": {role: paid(role).name for role in self._models}}
+        metrics |= {**costs(steps, self.budget), "counts": as_source(context.name, metrics)}
+        return {**metrics, "prompts_version": VERSION, "models": {role: paid(role).name for role in self._models}}
 
     def _items(self, inputs: Mapping[str, Artifact], seed: int) -> list[Any]:
         """Rows or passages, in the order of their hashes where only some are taken."""
