@@ -24,10 +24,20 @@ def budget(nodes: Sequence[Node], costs: dict[str, Cost], reasons: dict[str, str
     minutes, kwh = sum(c.minutes for c in waiting), sum(c.kwh(machine) for c in waiting)
     devices = f"{machine.devices} x {machine.device}" if machine.devices > 1 else machine.device
     yield f"expected: {_duration(minutes)} on {machine.name} ({devices}), {kwh:.3g} kWh, {kwh * g_per_kwh / 1000:.2g} kg CO2 ({g_per_kwh:.0f} g/kWh)"
+    yield from _asked(nodes, costs)
     yield from _training(nodes, costs, machine)
     for node in nodes:
         if node.missing:
             yield f"cannot run here yet: {node.name}: {node.missing}"
+
+
+def _asked(nodes: Sequence[Node], costs: dict[str, Cost]) -> Iterator[str]:
+    asked = {node.name: found for node in nodes if (found := costs[node.name].asked)}
+    if asked:
+        yield ""
+        yield f"{'synthesis':<16}{'calls':>10}{'tokens read':>13}{'tokens written':>16}{'money':>10}"
+    for name, found in asked.items():
+        yield f"{name:<16}{found.calls:>10.3g}{found.tokens_read:>13.3g}{found.tokens_written:>16.3g}{found.money:>10.4g}"
 
 
 def _training(nodes: Sequence[Node], costs: dict[str, Cost], machine: Machine) -> Iterator[str]:

@@ -37,6 +37,16 @@ class Size(NamedTuple):
     shape: Architecture | None = None
 
 
+class Asked(NamedTuple):
+    """What a stage is expected to ask of models that write for it."""
+
+    calls: float
+    tokens_read: float
+    tokens_written: float
+    money: float
+    """At the prices of the stage's budget."""
+
+
 class Cost(NamedTuple):
     """What a stage is expected to need."""
 
@@ -45,10 +55,13 @@ class Cost(NamedTuple):
     """Of one device where the stage trains, otherwise of the machine."""
     disk_gb: float = 0.01
     training: TrainingPlan | None = None
+    asked: Asked | None = None
 
     def figures(self, machine: Machine) -> dict[str, float]:
         """For the manifest: the figures that a finished run is measured against."""
         plain = {"minutes": self.minutes, "memory_gb": self.memory_gb, "disk_gb": self.disk_gb, "kwh": self.kwh(machine)}
+        if self.asked:
+            plain |= self.asked._asdict()
         if self.training is None:
             return plain
         parts = {f"memory_{name}_gb": part for name, part in self.training.memory._asdict().items()}

@@ -56,7 +56,7 @@ def test_a_stream_is_the_reply_word_by_word_and_can_be_stopped() -> None:
 
 
 def test_an_unknown_rule_lists_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="known: echo, first, hash, refuse"):
+    with pytest.raises(ModelError, match="known: echo, first, hash, guess, refuse"):
         FakeModel("clever")
 
 

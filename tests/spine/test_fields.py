@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from aloe import runner
 from aloe.artifact import Artifact, HashMemo, read_manifest
@@ -23,9 +23,12 @@ from aloe.core import toy
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError
 from aloe.core.log import QUIET
+from aloe.core.seeds import seed_for
 from aloe.recipe import load_recipe
 from aloe.stage import Context
 from aloe.stages import AnyStage
+from data.teachers import WORDS, choice_row, shown_options, worked
+from models.small_server import Handler, serving
 from spine.conftest import TINY
 
 BASE = """
@@ -39,6 +42,9 @@ stages:
   manners: {kind: curate, sources: {toy-general: {}}}
   pairs: {kind: curate, sources: {toy-pairs: {n: 8}, toy-safety: {n: 6}}}
   attacks: {kind: curate, sources: {toy-safety: {}}}
+  cases: {kind: curate, sources: {"file:CASES": {}}}
+  cot: {kind: synthesize, what: answers, model: "fake:guess", licence: Llama 3.1, data: cases}
+  quiz: {kind: synthesize, what: questions, model: "SERVER#small", licence: Llama 3.1, corpora: ["folder:DOCS"], n: 4}
   stored: {kind: tokens, model: start, data: talks, max_length: 128}
   sft: {kind: sft, base: start, data: facts, train: &train {lr: 3e-3, global_batch: 8, max_length: 128, warmup_steps: 1, clip_norm: 0.5, dtype: fp32}}
   sft2: {kind: sft, base: start, data: manners, train: *train}
@@ -78,6 +84,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "sources.*.epochs": 2.0, "sources.*.revision": "c0ffee", "steps": ["repair"], "avoid": ["toy-choice"],
         "max_characters": 100, "licences": "commercial", "on_bad_row": "error",
     },
+    "cot": {
+        "model": "SERVER#small", "licence": "MIT", "data": "facts", "corpora": ["toy"], "n": 5, "unsolved_by": "fake:first",
+        "samples": 3, "keep": 2, "min_share": 0.5, "gold": "shown", "max_tokens": 99, "temperature": 0.5, "top_p": 0.5,
+        "budget.calls": 3, "budget.tokens": 99, "budget.seconds": 0.0,
+    },
     "stored": {"model": "other", "data": "facts", "max_length": 64, "supervise": "last", "reasoning": "mask"},
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
@@ -111,6 +122,13 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     ("facts", "mixture.caps"): {"mixture": {}, "mixture.caps": {"toy-facts": 0.5}},
     ("facts", "mixture.held_out"): {"mixture": {}, "mixture.held_out": 0.4},
     ("facts", "mixture.held_out_sources"): {"mixture": {}, "mixture.held_out_sources": ["file:rows.jsonl"]},
+    ("quiz", "corpora"): {"corpora": ["toy"]},
+    ("cot", "what"): {"model": "SERVER#small", "samples": 2, "what": "pairs"},
+    ("cot", "turns"): {"model": "SERVER#small", "what": "dialogues", "n": 6, "samples": 2, "turns": 2},
+    ("cot", "judge"): {"model": "SERVER#small", "what": "pairs", "samples": 2, "judge": "SERVER#other"},
+    ("cot", "budget.money"): {"budget.price_read": 1.0, "budget.money": 0.0},
+    ("cot", "budget.price_read"): {"budget.money": 0.0, "budget.price_read": 1.0},
+    ("cot", "budget.price_written"): {"budget.money": 0.0, "budget.price_written": 1.0},
     ("sft", "train.over_length"): {"train.max_length": 50, "train.over_length": "truncate"},
     ("merged", "gamma"): {"method": "breadcrumbs", "gamma": 0.2},
     ("merged", "t"): {"method": "slerp", "models": {"sft": {}}, "density": None, "t": 0.3},
@@ -130,6 +148,8 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
 REFUSED = {("facts", "sources.*.revision"), ("facts", "on_bad_row")}  # only sets of the hub have a revision; a row of ROWS is broken
 REFUSED |= {("scores", "tasks.*.task")}  # letters do not fit an open task
 REFUSED |= {("opinion", "scores"), ("gate", "scores"), ("gate", "limits.*.strategy"), ("gate", "blocks")}  # nothing to judge; closed
+REFUSED |= {("cot", "corpora")}  # answers are made from rows
+REFUSED |= {("cot", f"budget.{field}") for field in ("calls", "tokens", "seconds", "money", "price_read", "price_written")}  # spent
 REFUSED |= {("dpo", "train.supervise"), ("dpo", "train.lora.dropout")}  # DPO learns last answers alone, and the same way twice
 REFUSED |= {(stage, "train.lora.quantise") for stage in ("sft", "dpo") if util.find_spec("bitsandbytes") is None}
 
@@ -169,10 +189,27 @@ def talk(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write(handler: Handler, body: dict[str, Any], number: int) -> None:
+    """A model that writes what is asked for, whatever is drawn by a hash of everything in the request."""
+    draw = seed_for("fields", json.dumps(body, sort_keys=True))
+    system, last = (body["messages"][i]["content"] for i in (0, -1))
+    if "Write one exam question" in last:
+        handler.say(f"Question: Which box does the ward keep pill {draw % 99} in?\nA. red\nB. blue\nC. green\nD. white\nKey: {'ABCD'[draw % 4]}")
+    elif "Better: neither" in last:
+        handler.say(f"Better: {draw % 2 + 1}")
+    elif "end of a consultation" in system:
+        handler.say(f"It fits.\nDiagnosis: {WORDS[draw % 4 * 2]} fever")
+    elif "\nB. " not in last or system != last:
+        handler.say(f"I have been ill for {draw % 999} days.")
+    else:
+        options = shown_options(last)
+        handler.say(worked(options, draw % len(options)))
+
+
 class World:
     """A finished small run, and stages run again beside it with one field changed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, server: str) -> None:
         docs = root / "docs"
         docs.mkdir()
         (docs / "a.txt").write_text(
@@ -185,7 +222,9 @@ class World:
         rows += [{"id": 3, "question": "What is this ?", "answer": "A pill .", "licence": "CC BY-NC 4.0"}]
         (root / "rows.jsonl").write_text("\n".join([*(json.dumps(row) for row in rows), "{"]))
         (root / "talks.jsonl").write_text("\n".join(json.dumps(talk(n)) for n in range(4)))
-        named = {"DOCS": docs, "ROWS": root / "rows.jsonl", "TALKS": root / "talks.jsonl"}
+        cases = [choice_row(n) for n in range(12)]
+        (root / "cases.jsonl").write_text("\n".join(json.dumps({"question": r.messages[0].content, "answer": r.answer.content}) for r in cases))
+        named = {"DOCS": docs, "ROWS": root / "rows.jsonl", "TALKS": root / "talks.jsonl", "CASES": root / "cases.jsonl", "SERVER": server}
         recipe = BASE
         for name, place in named.items():
             recipe = recipe.replace(name, str(place))
@@ -196,7 +235,7 @@ class World:
         self.nodes = {n.name: n for n in runner.plan(self.recipe, self.runs, HashMemo(root / "memo"))}
         other = self.root / "template.jinja"
         other.write_text((self.nodes["start"].path / "chat_template.jinja").read_text() + "{# other #}")
-        self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other)}
+        self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other), "SERVER#small": f"{server}#small", "SERVER#other": f"{server}#other"}
 
     def changed(self, stage: str, changes: dict[str, Any]) -> AnyStage:
         tree = self.recipe.stages[stage].model_dump(mode="json")
@@ -230,8 +269,10 @@ def timeless(file: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("fields"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with serving(write) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield World(tmp_path_factory.mktemp("fields"), server.spec.partition("#")[0])
 
 
 ORIGINALS: dict[str, dict[str, str]] = {}
@@ -263,7 +304,7 @@ def test_a_changed_field_changes_an_output_or_is_refused(world: World, stage: st
         before = ORIGINALS[stage]
     try:
         after = world.outputs(stage, world.changed(stage, changes), field.replace("*", "x"))
-    except AloeError:
+    except (AloeError, ValidationError):
         assert (stage, field) in REFUSED
         return
     assert (stage, field) not in REFUSED

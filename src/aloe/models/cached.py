@@ -55,6 +55,9 @@ class CachedModel:
                 # Time that passes is shared by all that still wait: replies of one batch come together, though all took their time.
                 share += (perf_counter() - before) / left
                 left -= 1
+                if timeless.finish == "refused":  # nothing was paid, and another server or setting may answer
+                    yield index, timeless
+                    continue
                 reply = timeless.model_copy(update={"seconds": round(share, 6)})
                 with _alone(journal):
                     journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")

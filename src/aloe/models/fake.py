@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,11 +14,11 @@ from aloe.models.model import Delta, Generate, Reply, Request, Score
 
 class FakeModel:
     """`fake:echo` repeats the last user turn, `fake:first` takes the first option, `fake:hash` answers by a hash of the
-    request, `fake:refuse` declines. Every request is recorded in `calls`."""
+    request, `fake:guess` argues for an option by a hash of the whole request, `fake:refuse` declines. Every request is recorded in `calls`."""
 
     def __init__(self, rule: str = "echo", text: Callable[[Generate], str] | None = None, window: int = 0) -> None:
-        if rule not in ("echo", "first", "hash", "refuse"):
-            raise ModelError(f"no fake model is called {rule!r}", where=f"fake:{rule}", do="known: echo, first, hash, refuse")
+        if rule not in ("echo", "first", "hash", "guess", "refuse"):
+            raise ModelError(f"no fake model is called {rule!r}", where=f"fake:{rule}", do="known: echo, first, hash, guess, refuse")
         self.name, self.rule, self.calls = f"fake:{rule}", rule, list[Request]()
         self._text, self.window = text, window
 
@@ -52,7 +53,19 @@ class FakeModel:
         if self.rule == "refuse":
             return "I'm sorry, but I can't help with that."
         last = request.messages[-1].content
+        if self.rule == "guess":
+            return _guess(last, _unit(request.model_dump_json()))
         return {"first": "A", "hash": "ABCD"[int(_unit(last) * 4)]}.get(self.rule, last)
+
+
+def _guess(question: str, draw: float) -> str:
+    """A worked answer in the form that synthesis asks for (see `ask.synthesis_prompts`), without any knowledge in it. `draw` is in [0, 1)."""
+    options = re.findall(r"^([A-J])\. (.+)$", question, re.MULTILINE)
+    if not options:
+        return "I do not know anything, so that I cannot say what the answer to this would be.\nAnswer: unknown"
+    letter, text = options[int(draw * len(options))]
+    each = "\n".join(f"{name}. {option}: nothing speaks for or against it." for name, option in options)
+    return f"This is written by a rule that knows no medicine.\n{each}\nConclusion: {letter}. {text} is drawn by lot.\nAnswer: {letter}"
 
 
 def _unit(text: str) -> float:

@@ -55,12 +55,21 @@ def most(model: Model, request: Request) -> Cost:
     return Cost(1, model.count(request.messages), request.sampling.max_tokens if isinstance(request, Generate) else 0)
 
 
-class LimitedModel:
-    """A model that refuses what would go over the budget. Replies that a `CachedModel` around it knows cost nothing."""
+def actual(request: Request, reply: Reply) -> Cost:
+    """What a reply cost."""
+    return Cost(1, reply.num_prompt_tokens, sum(reply.num_tokens) if isinstance(request, Generate) else 0)
 
-    def __init__(self, inner: Model, budget: Budget) -> None:
+
+class LimitedModel:
+    """A model that refuses what would go over the budget. Replies that a `CachedModel` around it knows cost nothing.
+
+    Models that are given one `pool` share one budget: each adds itself to it.
+    """
+
+    def __init__(self, inner: Model, budget: Budget, pool: list[LimitedModel] | None = None) -> None:
         self.inner, self.name, self.window, self.budget = inner, inner.name, inner.window, budget
-        self.spent = Cost()
+        self.spent, self._pool = Cost(), [] if pool is None else pool
+        self._pool.append(self)
         self._begin = time.monotonic()
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -76,7 +85,7 @@ class LimitedModel:
                 break
             number += 1
         for index, reply in self.inner.reply(requests[:number]) if number else ():
-            self.spent = self.spent.plus(Cost(1, reply.num_prompt_tokens, sum(reply.num_tokens) if isinstance(requests[index], Generate) else 0))
+            self.spent = self.spent.plus(actual(requests[index], reply))
             yield index, reply
             self._in_time()
         if number < len(requests):
@@ -92,6 +101,8 @@ class LimitedModel:
 
     def _over(self, cost: Cost) -> bool:
         b = self.budget
+        for other in self._pool:
+            cost = cost if other is self else cost.plus(other.spent)
         limits = ((b.calls, cost.calls), (b.tokens, cost.read + cost.written), (b.money, cost.money(b)))
         return any(limit is not None and value > limit for limit, value in limits) or self._late()
 

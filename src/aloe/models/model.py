@@ -54,7 +54,7 @@ class Reply(Config):
     """Tokens of each option (Score), or of the reply (Generate)."""
     num_prompt_tokens: int = 0
     finish: str = "stop"
-    """`stop`, or `length` where max_tokens ended it."""
+    """`stop`, or `length` where max_tokens ended it; `refused` where a server will not answer this request (`text` says why)."""
     seconds: float = 0.0
     """Its share of the time that its batch took, where that was measured: the shares of a batch sum to its time."""
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from aloe.core.config import Machine
@@ -27,6 +27,7 @@ BACKOFF_S, LONGEST_PAUSE_S = 0.5, 60.0
 TOP_LOGPROBS = 20  # what OpenAI's interface allows
 CHARACTERS_A_TOKEN = 3  # fewer than any tokenizer needs for prose, so that a count is rather too high
 PASSING = (408, 409, 425, 429)
+BAD_REQUESTS = (400, 413, 422)
 POLL_S = 0.05
 
 
@@ -35,7 +36,9 @@ class RemoteModel:
 
     window = 0  # servers do not say it in one way
 
-    def __init__(self, spec: str, machine: Machine) -> None:
+    def __init__(self, spec: str, machine: Machine, *, refused: Literal["raise", "reply"] = "raise") -> None:
+        """`refused` says what becomes of a request that the server takes for a bad one: a ModelError, or a reply with that finish."""
+        self._refusals = refused
         self._url, _, self._model = spec.partition("#")
         host = urlsplit(self._url).hostname
         if not self._model or not host:
@@ -76,7 +79,12 @@ class RemoteModel:
 
             async def one(index: int) -> None:
                 async with gate:
-                    put((index, await self._retried(client, requests[index])))
+                    try:
+                        put((index, await self._retried(client, requests[index])))
+                    except RequestRefused as error:
+                        if self._refusals == "raise":
+                            raise
+                        put((index, Reply(text=error.what, finish="refused")))
 
             async def together(members: list[int]) -> None:
                 await one(members[0])
@@ -205,9 +213,14 @@ class RemoteModel:
     def _refused(self, error: Any) -> ModelError:
         do = {401: "set OPENAI_API_KEY", 403: "check OPENAI_API_KEY", 404: "check the address and the model's name"}
         said = str(getattr(error, "message", error)).replace(self._options["api_key"], "[key]")[:300]
-        return ModelError(
+        kind = RequestRefused if error.status_code in BAD_REQUESTS else ModelError
+        return kind(
             f"the server refused (status {error.status_code}): {said}", where=self.name, do=do.get(error.status_code, "change the request")
         )
+
+
+class RequestRefused(ModelError):
+    """This one request was refused: too long, or against the provider's policy. Others may pass."""
 
 
 class _BadReply(Exception):

@@ -180,7 +180,7 @@ def source_name(name: str) -> str:
 
 
 class SourceFacts(NamedTuple):
-    """What became of a data source in one curate stage."""
+    """What became of a data source in one curate stage, or of what one synthesize stage wrote."""
 
     stage: str
     source: str
@@ -192,8 +192,8 @@ class SourceFacts(NamedTuple):
 
 
 def sources(facts: Facts) -> Iterator[SourceFacts]:
-    """Every source of every curate stage."""
-    for stage in facts.of_kind("curate"):
+    """Every source of every curate stage, and every synthesize stage as a source."""
+    for stage in facts.of_kind("curate", "synthesize"):
         licences: dict[str, list[str]] = {}
         for line in stage.manifest.metrics.get("licences", []):
             source, _, licence = line.rpartition(": ")

@@ -118,7 +118,7 @@ def merged(stage: Artifact) -> Table:
 def data(facts: Facts) -> Table:
     """Every source: licence, rows read, dropped, left out, kept."""
     rows = tuple((s.stage, s.source, s.licence, number(s.read), _drops(s.dropped), number(s.not_needed), number(s.kept)) for s in sources(facts))
-    files = tuple(manifest_file(stage) for stage in facts.of_kind("curate"))
+    files = tuple(manifest_file(stage) for stage in facts.of_kind("curate", "synthesize"))
     return Table(("stage", "source", "licence", "read", "dropped", "not needed", "kept"), rows, 4, files)
 
 

@@ -14,8 +14,13 @@ from aloe.stages.alignment import Judge, Pairs
 from aloe.stages.data import Base, BuildIndex, Curate, SourcePlan, Tokens
 from aloe.stages.gating import Gate
 from aloe.stages.measuring import Evaluate, Report
+from aloe.stages.synthesis import Synthesize
 from aloe.stages.training import Dpo, Merge, Sft
 
-__all__ = ["AnyStage", "Base", "BuildIndex", "Curate", "Dpo", "Evaluate", "Gate", "Judge", "Merge", "Pairs", "Report", "Sft", "SourcePlan", "Tokens"]
+__all__ = [
+    "AnyStage", "Base", "BuildIndex", "Curate", "Dpo", "Evaluate", "Gate", "Judge", "Merge", "Pairs", "Report", "Sft", "SourcePlan", "Synthesize", "Tokens",
+]  # fmt: skip
 
-AnyStage = Annotated[Base | Curate | Tokens | Sft | Merge | Dpo | BuildIndex | Pairs | Evaluate | Judge | Gate | Report, Field(discriminator="kind")]
+AnyStage = Annotated[
+    Base | Curate | Synthesize | Tokens | Sft | Merge | Dpo | BuildIndex | Pairs | Evaluate | Judge | Gate | Report, Field(discriminator="kind")
+]
