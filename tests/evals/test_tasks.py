@@ -8,7 +8,7 @@ from aloe.core import toy
 from aloe.core.errors import SourceError
 from aloe.core.qa import Answer, Grade, Question
 from aloe.evals.task import TASKS, Task, open_task, sample, task_files
-from aloe.evals.tasks.open_ended import rouge1
+from aloe.evals.overlap import rouge
 from aloe.models.fake import FakeModel
 
 GOLDEN = {
@@ -127,8 +127,8 @@ def test_accuracy_counts_the_unread_as_wrong() -> None:
 
 def test_rouge1_is_the_overlap_of_stemmed_words() -> None:
     # 3 of 3 words of the reference, 3 of 4 of the text: F = 2 * 1 * 0.75 / 1.75
-    assert rouge1("treats the infection", "It treated the infections") == pytest.approx(2 * 0.75 / 1.75)
-    assert rouge1("treats the infection", "") == 0.0
+    assert rouge("treats the infection", "It treated the infections")["rouge1"] == pytest.approx(2 * 0.75 / 1.75)
+    assert rouge("treats the infection", "")["rouge1"] == 0.0
 
 
 def test_an_open_answer_is_held_against_its_best_reference() -> None:

@@ -40,6 +40,11 @@ READERS: dict[str, Callable[[int], Reader]] = {
     "think": think,
     "medprompt": think,
     "refine": refine,
+    "published": lambda _max_tokens: published.letters,
+    "published-5shot": lambda _max_tokens: published.letters_5shot,
+    "published-options": lambda _max_tokens: published.option_texts,
+    "published-text": published.text,
+    "published-likelihood": lambda _max_tokens: published.likelihood,
 }
 _VOTERS, _SHOWN = ("letters", "direct", "think", "medprompt"), ("letters", "direct", "think", "medprompt", "refine")
 _MODIFIERS = ("passages", "follow-up", "examples", "prior", "weights")
@@ -72,7 +77,7 @@ class Method(NamedTuple):
     @property
     def writes(self) -> bool:
         """Whether a written text has to be read, which may fail; what is scored cannot."""
-        return self.base in ("direct", "think", "medprompt", "refine")
+        return self.base in ("direct", "think", "medprompt", "refine", "published-text")
 
     @property
     def votes(self) -> bool:

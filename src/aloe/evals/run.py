@@ -22,12 +22,12 @@ from aloe.core.rows import write_jsonl
 from aloe.evals.compare import PARSE_RATE, Record, compare
 from aloe.evals.examples import example_files, nearest_by, ready_examples, training_questions
 from aloe.evals.metrics import wilson
-from aloe.evals.task import Task, expected_size, open_task, sample
+from aloe.evals.task import Task, expected_size, faults, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
 from aloe.models.model import Model, Reply, Request
 
 T = TypeVar("T")
-ANSWERS, SCORES, COMPARISONS = "answers.jsonl", "scores.json", "comparisons.json"
+ANSWERS, SCORES, COMPARISONS, FAULTS = "answers.jsonl", "scores.json", "comparisons.json", "faults.json"
 Score = dict[str, Any]
 """A line of scores.json: model, task, strategy, metric, value, low, high, n."""
 
@@ -130,8 +130,8 @@ def evaluate(
     """Measure every model on every plan and compare neighbouring models in the order given, and the first with the last.
 
     Each model is opened when its turn comes and let go before the next. All answer the same questions. Writes answers.jsonl
-    (one line a question, in the order of models, plans, strategies and question ids), scores.json and comparisons.json into
-    `out`; returns the main metrics, named "model task strategy metric". `adapters` says, for scores.json, of a model that is
+    (one line a question, in the order of models, plans, strategies and question ids), scores.json, comparisons.json and faults.json (what
+    is wrong with a task's data, and where) into `out`; returns the main metrics, named "model task strategy metric". `adapters` says, for scores.json, of a model that is
     an adapter which one was scored on which base. Raises what `check_plans` raises, before any model.
     """
     check_plans(plans, has_index=index is not None)
@@ -150,6 +150,8 @@ def evaluate(
                 else:
                     yield record
 
+    wrong = {trial.task.name: faults(trial.task.name, trial.questions) for trial in trials}
+    _write_json(out / FAULTS, [{"task": task, "fault": fault, "where": where} for task, found in wrong.items() for fault, where in found.items()])
     write_jsonl(out / ANSWERS, records())
     _write_json(out / SCORES, [{**s, "adapter": adapters[s["model"]]} if adapters and s["model"] in adapters else s for s in scores])
     _write_json(
@@ -277,6 +279,7 @@ def _record(graded: Graded) -> dict[str, Any]:
         "num_tokens": answer.num_tokens,
         "calls": len(graded.exchanges),
         "prompt_tokens": sum(reply.num_prompt_tokens for _, reply in graded.exchanges),
+        **({"values": grade.values} if grade.values else {}),
         **{name: list(value) for name in ("examples", "votes", "notes") if (value := getattr(answer, name))},
     }
 
