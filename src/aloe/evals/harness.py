@@ -1,6 +1,7 @@
 """Any of our models as a model of lm-evaluation-harness (extra `harness`), for its thousands of tasks: same prompts, same parsing, same metrics.
 
-    python -m aloe.evals.harness MODEL --tasks leaderboard_ifeval,leaderboard_bbh [--include FOLDER] [--limit N] [--out FILE]
+    python -m aloe.evals.harness MODEL --tasks leaderboard_ifeval,leaderboard_bbh [--include FOLDER] [--limit N] [--chat] [--out FILE]
+    python -m aloe.evals.harness MODEL --leaderboard FOLDER     # what ALOE_DATA holds of the Open LLM Leaderboard 2; its YAML goes to FOLDER
 
 lm-eval's own caches are not used: they serve one model's answers as another's (its issue 4063).
 """
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
@@ -21,6 +23,7 @@ from aloe.core.config import Machine
 from aloe.core.errors import ModelError
 from aloe.core.rows import Message
 from aloe.evals import leaderboard
+from aloe.evals.harness_data import write_local_tasks
 from aloe.models.model import Generate, Model, Reply, Request, Sampling, Score, open_model
 
 MAX_TOKENS = 256
@@ -91,8 +94,8 @@ def _raw(text: str) -> tuple[Message, ...]:
 
 
 def measure(model: Model, tasks: Sequence[str], *, include: Path | None = None, limit: int | None = None, **options: Any) -> dict[str, Any]:
-    """lm-eval's whole answer for some of its tasks, or for those whose YAML stands in `include`; `options` go to its `simple_evaluate`."""
-    manager = TaskManager(include_path=str(include) if include else None)
+    """lm-eval's whole answer for some of its tasks, or of those whose YAML stands in `include`; `options` go to its `simple_evaluate`."""
+    manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
     found: dict[str, Any] = simple_evaluate(
         model=Bridge(model), tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0, cache_requests=False, **options
     )
@@ -103,14 +106,19 @@ def main() -> None:
     """Measure, print the figures, and write lm-eval's answer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--tasks", required=True)
+    parser.add_argument("--tasks", default="")
+    parser.add_argument("--leaderboard", type=Path)
     parser.add_argument("--include", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--chat", action="store_true", help="put prompts through the model's chat template")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     model = open_model(given.model, Machine())
-    found = measure(model, given.tasks.split(","), include=given.include, limit=given.limit, apply_chat_template=given.chat)
+    tasks, include = given.tasks.split(","), given.include
+    if given.leaderboard:
+        given.leaderboard.mkdir(parents=True, exist_ok=True)
+        tasks, include = write_local_tasks(given.leaderboard, Path(str(lm_eval.__file__)).parent / "tasks"), given.leaderboard
+    found = measure(model, tasks, include=include, limit=given.limit, apply_chat_template=given.chat)
     results = found["results"]
     print(json.dumps({"results": results, "leaderboard": leaderboard.scores(results)}, indent=1, default=str))
     for name, benchmark in leaderboard.BENCHMARKS.items():

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, field_validator
 
-from aloe.ask.context import Room
+from aloe.ask.context import Room, shortened
 from aloe.ask.registry import fits, needs_index, parse_name, prepare
 from aloe.ask.strategy import Ask, Index, Strategy, recorded, run
 from aloe.core.config import Config, Machine, nearest
@@ -219,8 +219,9 @@ def _measure(
 ) -> Iterator[dict[str, Any] | Estimated]:
     """The lines of one model in answers.jsonl and, after each trial, its main estimate; adds scores, and values to compare."""
     for trial in trials:
-        (strategy,) = run([trial.prepare(room=Room(model.window, model.count) if model.window else None)], model)
-        graded = run([_graded(trial.task, strategy, question) for question in trial.questions], model)
+        room = Room(model.window, model.count) if model.window else None
+        (strategy,) = run([trial.prepare(room=room)], model)
+        graded = run([_graded(trial.task, strategy, question, room) for question in trial.questions], model)
         estimates = _estimates(trial, graded)
         place = {"model": name, "task": trial.task.name, "strategy": trial.name}
         scores += [{**place, "metric": metric, **estimate._asdict()} for metric, estimate in estimates.items()]
@@ -245,8 +246,10 @@ class _Found:
         return self._index.search(queries, k)
 
 
-def _graded(task: Task, strategy: Strategy, question: Question) -> Ask[Graded]:
-    answer, exchanges = yield from recorded(strategy(question))
+def _graded(task: Task, strategy: Strategy, question: Question, room: Room | None) -> Ask[Graded]:
+    asked, notes = shortened(strategy, question, room) if room else (question, ())
+    answer, exchanges = yield from recorded(strategy(asked))
+    answer = answer.model_copy(update={"notes": (*notes, *answer.notes)}) if notes else answer
     grade = yield from task.grade(question, answer)
     return Graded(answer, grade, exchanges)
 

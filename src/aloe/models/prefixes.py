@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -104,10 +105,9 @@ class Prefixes:
     def _grow(self, run: Run, at: int, numbers: list[int], prompts: Sequence[list[int]], placed: list[Run]) -> None:
         while numbers:
             first = prompts[numbers[0]]
-            shares = [common(first[at:-1], prompts[number][at:-1]) for number in numbers]
-            size = next((i for i, shared in enumerate(shares) if shared < MIN_SHARED), len(numbers))
-            group, numbers = numbers[: max(size, 1)], numbers[max(size, 1) :]
-            length = min(shares[: len(group)])
+            shares = list(takewhile(lambda shared: shared >= MIN_SHARED, (common(first[at:-1], prompts[n][at:-1]) for n in numbers)))
+            group, numbers = numbers[: max(len(shares), 1)], numbers[max(len(shares), 1) :]
+            length = min(shares, default=0)
             if len(group) > 1:
                 child = self._child(run, first[at : at + length])
                 self._grow(child, at + length, group, prompts, placed)

@@ -33,12 +33,12 @@ class Evaluate(Stage):
         return {f"models.{name}": Ref(name, "model") for name in self.models} | ({"index": Ref(self.index, "index")} if self.index else {})
 
     def reads(self) -> dict[str, Path]:
-        from aloe.ask import context, memory, parse, prior, prompts, refine, registry, strategies, vote
+        from aloe.ask import context, memory, parse, prior, prompts, published, refine, registry, strategies, vote
         from aloe.core import toy
-        from aloe.evals import examples, metrics, refusal
+        from aloe.evals import examples, metrics, overlap, refusal
         from aloe.evals.task import task_files
 
-        code = (prompts, parse, refusal, metrics, strategies, registry, vote, memory, context, prior, refine, examples)
+        code = (prompts, published, parse, refusal, metrics, overlap, strategies, registry, vote, memory, context, prior, refine, examples)
         files = {f"task {plan.task}: {file.name}": file for plan in self.tasks for file in task_files(plan.task)}
         if any(plan.task.startswith("toy") for plan in self.tasks):
             files["toy"] = Path(toy.__file__)

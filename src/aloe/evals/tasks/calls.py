@@ -139,7 +139,7 @@ def _all_match(calls: Sequence[Call], expected: Sequence[dict[str, dict[str, lis
     """Whether each expected call is made once, in any order: each takes the first that fits, since accepted values do not overlap."""
     left = list(calls)
     for item in expected:
-        (name, parameters), = item.items()
+        ((name, parameters),) = item.items()
         fitting = next((call for call in left if _matches(call, name, parameters)), None)
         if fitting is None:
             return False

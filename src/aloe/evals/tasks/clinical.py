@@ -6,7 +6,6 @@ the first blank line (replies that open with a short line are cut there: publish
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,19 @@ from aloe.evals.tasks.origins import ORIGINS
 
 Read = Callable[[str, list[Path]], Iterator[Question]]
 BLANK_LINE = ("\n\n",)
+HEADS = {
+    # task -> the published description, as lm-eval puts it before a text
+    "mts-dialog": "The following text is from a collection of medical dialogs between doctor and patient. Extract all relevant information to compose "
+    "a note that summarizes the relevant content of the dialog.",
+    "olaph": "You are a helpful healthcare assistant. Answer the following question as concisely as possible without omitting relevant information.",
+    "mediqa-qa": "The following text is a question asked by a patient. Answer how a doctor would, while trying to be as informative and helpful as "
+    "possible. ",
+    "meqsum": "The following text is contains a medical question. Extract and summarize the question.",
+    "meddialog-qsumm": "The following text is contains a medical question. Extract and summarize the question.",
+    "meddialog-raw": "The following text is from a collection of medical dialogues. What follows is the patients question. Answer how a doctor "
+    "would, trying to be as helpful as possible.",
+    "careqa-open": 'The following text is a medical question. Answer it in the most factual, concise and informative way possible"',
+}
 GOOD_ANSWER = 3
 """Of MEDIQA's reference scores 1 to 4: correct but incomplete, and excellent."""
 
@@ -34,15 +46,15 @@ def clinical(name: str) -> OpenEnded:
 
 
 def _question(
-    task: str, native_id: str, text: str, references: list[str], *, instruction: str = "", head: str = "", rubric: dict[str, tuple[str, ...]] | None = None,
+    task: str, native_id: str, text: str, references: list[str], *, instruction: str = "", rubric: dict[str, tuple[str, ...]] | None = None,
     subject: str = "",
 ) -> Question:  # fmt: skip
-    """The instruction stands after the text, so that questions with one text share their beginning; `head` is the published description."""
+    """The instruction stands after the text, so that questions with one text share their beginning."""
     kept = [reference.strip() for reference in references if reference and reference.strip()]
     return Question(
         id=f"{task}/{native_id}", task=task, text=f"{text.strip()}\n\n{instruction}" if instruction else text.strip(),
         references=tuple(kept) or ("",), faults=() if kept else ("no reference answer is given",), rubric=rubric or {}, subject=subject,
-        published=Published(prompt=text, head=head, stop=BLANK_LINE),
+        published=Published(prompt=text, head=f"Instructions: {HEADS[task]}\n" if task in HEADS else "", stop=BLANK_LINE),
     )  # fmt: skip
 
 
@@ -88,11 +100,7 @@ def _mediqa_qa(name: str, files: list[Path]) -> Iterator[Question]:
     for question in ET.parse(files[0]).getroot():
         answers = sorted(question.iterfind("AnswerList/Answer"), key=lambda answer: int(answer.get("ReferenceRank", "99")))
         good = [answer.findtext("AnswerText") or "" for answer in answers if int(answer.get("ReferenceScore", "0")) >= GOOD_ANSWER]
-        yield _question(
-            name, question.get("QID", ""), question.findtext("QuestionText") or "", good,
-            head="Instructions: The following text is a question asked by a patient. Answer how a doctor would, while trying to be as informative "
-            "and helpful as possible.\n",
-        )  # fmt: skip
+        yield _question(name, question.get("QID", ""), question.findtext("QuestionText") or "", good)
 
 
 def _clin_summ(instruction: str) -> Read:

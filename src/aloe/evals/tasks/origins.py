@@ -60,7 +60,7 @@ MIRAGE_FILE = ("mirage/benchmark.json",)
 MMLU_SUBJECTS = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics", "professional_medicine")
 
 ORIGINS: dict[str, Origin] = {
-    "medqa": Origin("GBaker/MedQA-USMLE-4-options", _MIRAGE, "test", "MIT", _MC, MIRAGE_FILE),
+    "medqa": Origin("GBaker/MedQA-USMLE-4-options-hf", _MIRAGE, "test", "MIT", _MC, MIRAGE_FILE),
     "medqa-5options": Origin("bigbio/med_qa", _NOT_AT_HAND, "test", "MIT", _MC, ("medqa_5options/test.jsonl",), "jind11/MedQA, US, five options"),
     "medmcqa": Origin("openlifescienceai/medmcqa", _MIRAGE, "validation", "MIT", _MC, MIRAGE_FILE),
     "pubmedqa": Origin("qiaojin/PubMedQA", _MIRAGE, "test", "MIT", _MC, MIRAGE_FILE, "without its abstract: knowledge and retrieval"),
@@ -132,7 +132,7 @@ ORIGINS: dict[str, Origin] = {
         "findings to impression; stands in for MIMIC-III's reports",
     ),
     "mimic-iii": Origin(
-        "physionet.org/content/mimiciii", _NOT_AT_HAND, "test", "PhysioNet credentialed", _SUMMARY, ("mimic_iii/test.jsonl",),
+        "dmacres/mimiciii-hospitalcourse-meta", _NOT_AT_HAND, "test", "PhysioNet credentialed", _SUMMARY, ("mimic_iii/test.jsonl",),
         "findings to impression; for those who have access",
     ),
     **{
