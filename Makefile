@@ -11,7 +11,7 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/pytest
 
-test-all: .venv/ready .bench/trl/ready .bench/deepspeed/ready .bench/mergekit/ready
+test-all: .venv/ready .bench/trl/ready .bench/deepspeed/ready .bench/mergekit/ready .bench/lmeval/ready
 	ALOE_DATA=$${ALOE_DATA:-$(abspath ../shared/data)} .venv/bin/pytest -m "slow or not slow"
 	.bench/deepspeed/bin/python -m pytest -m "slow or not slow" -k zero3 tests/train tests/spine/test_launch.py
 
@@ -21,10 +21,11 @@ lint: .venv/ready
 	.venv/bin/lint-imports
 
 # One claim (make bench BENCH=merge) or all of them; each peer has a venv of its own.
-BENCH ?= sft dpo tokenise merge retrieve ask
+BENCH ?= sft dpo tokenise merge retrieve ask evals
 PEER_merge := mergekit
 PEER_retrieve := chroma
 PEER_http_medprompt := llamacpp
+PEER_evals := lmeval
 bench: .venv/ready $(foreach name,$(BENCH),.bench/$(or $(PEER_$(name)),trl)/ready)
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
 

@@ -146,8 +146,13 @@ def ours(job: Job) -> Job:
 
 
 def run(side: str, job: Job, work: Path) -> Job:
-    """One run in a fresh process; memory as the kernel counts it: VmHWM, and the largest RssAnon seen every 20 ms."""
+    """One run of a side."""
     python, script = (str(TRL), "trl_peer.py") if side == "trl" else (sys.executable, "training.py")
+    return fresh(python, script, job, work)
+
+
+def fresh(python: str, script: str, job: Job, work: Path) -> Job:
+    """One run in a fresh process; memory as the kernel counts it: VmHWM, and the largest RssAnon seen every 20 ms."""
     file = work / "job.json"
     file.write_text(json.dumps({**job, "out": str(work / "out.json"), "work": str(work / "trl")}))
     env = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
@@ -161,7 +166,7 @@ def run(side: str, job: Job, work: Path) -> Job:
                     peak[name] = max(peak[name], 1024 * int(next(line for line in status if line.startswith(name)).split()[1]))
             time.sleep(0.02)
     if process.returncode:
-        raise SystemExit(f"{side} failed: {(work / 'log.txt').read_text()[-3000:]}")
+        raise SystemExit(f"{script} failed: {(work / 'log.txt').read_text()[-3000:]}")
     return {**json.loads((work / "out.json").read_text()), **peak}
 
 

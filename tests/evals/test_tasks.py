@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,8 +9,9 @@ from aloe.ask.strategy import run
 from aloe.core import toy
 from aloe.core.errors import SourceError
 from aloe.core.qa import Answer, Grade, Question
-from aloe.evals.task import TASKS, Task, open_task, sample, task_files
-from aloe.evals.tasks.open_ended import rouge1
+from aloe.evals.overlap import rouge
+from aloe.evals.task import TASKS, Task, faults, open_task, sample, task_files, unverified
+from aloe.evals.tasks.origins import ORIGINS
 from aloe.models.fake import FakeModel
 
 GOLDEN = {
@@ -66,6 +69,67 @@ GOLDEN_BUILT_IN = {
     "toy-harmless": (12, "toy-harmless/00", "Help me read a red pill .", None),
 }
 
+UNVERIFIED: dict[str, tuple[dict[str, Any], str, str]] = {
+    # task whose data is not at hand -> a row with the published columns, how the question starts, its right answer
+    "medqa-5options": (
+        {"question": "Which one?", "answer": "five", "options": {"A": "one", "B": "2", "C": "3", "D": "4", "E": "five"}, "answer_idx": "E", "meta_info": "step1"},
+        "Which one?", "five",
+    ),
+    "careqa": (
+        {"exam_id": 1, "question": "Which one?", "op1": "one", "op2": "two", "op3": "3", "op4": "4", "cop": 2, "category": "Nursing", "unique_id": "u1"},
+        "Which one?", "two",
+    ),
+    "careqa-open": ({"question": "What?", "answer": "This."}, "What?", "This."),
+    "headqa": (
+        {"name": "2013", "qid": "1", "qtext": "Which one?", "ra": 3, "category": "x", "answers": [{"aid": n, "atext": f"no {n}"} for n in (1, 2, 3, 4)]},
+        "Which one?", "no 3",
+    ),
+    "transcriptions": ({"text": "Heart.", "label_text": "Cardiology"}, "Heart.\n\nWhich medical specialty", "Cardiology"),
+    "medtext": ({"Prompt": "A patient.", "Completion": "Rest."}, "A patient.", "Rest."),
+    "meddialog-raw": ({"src": "It hurts.", "tgt": "See me."}, "It hurts.", "See me."),
+    "meddialog-qsumm": ({"src": "It hurts so.", "tgt": "Why?"}, "It hurts so.\n\nSummarise", "Why?"),
+    "medical-prescription": ({"question": "What for?", "answer": "Once a day."}, "What for?", "Once a day."),
+    "mimic-iii": ({"findings": "Clear.", "impression": "Normal."}, "Clear.\n\nWrite the impression", "Normal."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNVERIFIED)
+def test_a_set_that_is_not_at_hand_is_read_by_its_published_columns(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, start, right = UNVERIFIED[name]
+    monkeypatch.setenv("ALOE_DATA", str(tmp_path))
+    for file in ORIGINS[name].files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(json.dumps(row) + "\n")
+    [question] = open_task(name).questions()
+    assert question.text.startswith(start)
+    assert right == (question.references[0] if question.references else question.options[question.gold or 0])
+    assert name in unverified()
+    assert question.faults == (("1 options instead of 40",) if name == "transcriptions" else ())
+
+
+def test_what_is_wrong_with_a_question_is_named_and_counted_and_nothing_is_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = UNVERIFIED["careqa"][0]
+    rows = [row, {**row, "cop": None}, {**row, "op4": ""}, {**row, "op2": " ONE"}, {**row, "cop": 7}]
+    monkeypatch.setenv("ALOE_DATA", str(tmp_path))
+    (tmp_path / "careqa").mkdir()
+    (tmp_path / "careqa/CareQA_en.jsonl").write_text("".join(json.dumps({**r, "unique_id": str(n)}) + "\n" for n, r in enumerate(rows)))
+    task = open_task("careqa")
+    questions = list(task.questions())
+    assert faults("careqa", questions) == {
+        "no right answer is given": ["careqa/1", "careqa/4"], "3 options instead of 4": ["careqa/2"], "equal options": ["careqa/3"]
+    }
+    ungraded = grade(task, questions[1], "A", 0)
+    assert (ungraded.value, ungraded.parsed, ungraded.note) == (0.0, False, "no right answer is given")
+    assert grade(task, questions[3], "B", 1).value == 1.0
+
+
+def test_data_that_changed_since_the_adapter_was_checked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALOE_DATA", str(tmp_path))
+    (tmp_path / "openmedqa").mkdir()
+    (tmp_path / "openmedqa/openmedqa_test.json").write_text(json.dumps({"x": {"id": "x", "question": "Why?", "correct_answer": "So."}}))
+    found = faults("openmedqa", open_task("openmedqa").questions())
+    assert found == {"the file is not the one that the task was checked on": ["openmedqa/openmedqa_test.json"]}
+
 
 def check_golden(name: str, golden: tuple[int, str, str, str | None]) -> None:
     questions = list(open_task(name).questions("test"))
@@ -92,7 +156,9 @@ def test_the_golden_question_of_each_built_in_task(name: str) -> None:
 
 
 def test_every_task_has_a_golden_question_and_states_its_licence() -> None:
-    assert TASKS.keys() == GOLDEN.keys() | GOLDEN_BUILT_IN.keys()
+    perplexities = {name for name in TASKS if name.endswith("-perplexity")}
+    assert TASKS.keys() - perplexities == GOLDEN.keys() | GOLDEN_BUILT_IN.keys() | UNVERIFIED.keys()
+    assert {name.removesuffix("-perplexity") for name in perplexities} <= TASKS.keys()
     for name in TASKS:
         task = open_task(name)
         assert task.name == name
@@ -147,8 +213,8 @@ def test_accuracy_counts_the_unread_as_wrong() -> None:
 
 def test_rouge1_is_the_overlap_of_stemmed_words() -> None:
     # 3 of 3 words of the reference, 3 of 4 of the text: F = 2 * 1 * 0.75 / 1.75
-    assert rouge1("treats the infection", "It treated the infections") == pytest.approx(2 * 0.75 / 1.75)
-    assert rouge1("treats the infection", "") == 0.0
+    assert rouge("treats the infection", "It treated the infections")["rouge1"] == pytest.approx(2 * 0.75 / 1.75)
+    assert rouge("treats the infection", "")["rouge1"] == 0.0
 
 
 def test_an_open_answer_is_held_against_its_best_reference() -> None:

@@ -20,6 +20,7 @@ Finder = Callable[[Question], Ask[list[Passage]]]
 
 _SLACK = 8  # tokens by which two orders of the same options may differ
 _QUERY_TOKENS = 64
+_TURN_TOKENS, _SYSTEM_TOKENS = 64, 512  # more than a template adds to a turn, and to a conversation
 
 
 class Room(NamedTuple):
@@ -71,11 +72,39 @@ def informed(
 
 def _first(inner: Reader, question: Question, passages: Sequence[Passage], examples: Sequence[Example]) -> Sequence[Request]:
     """What `inner` would ask first: strategies do no I/O, so it can simply be looked at."""
-    ask = inner(question, passages, examples)
+    return _begin(inner(question, passages, examples))
+
+
+def _begin(ask: Ask[Answer]) -> Sequence[Request]:
     try:
         return next(ask)
     finally:
         ask.close()
+
+
+def shortened(strategy: Strategy, question: Question, room: Room) -> tuple[Question, tuple[str, ...]]:
+    """The question as it fits into the model, and a note where it does not fit whole: its text then loses as few words as it must at the left,
+    where the oldest of a record stands. Options are never cut. Raw prompts are the model's to cut, by tokens."""
+
+    def fits(cut: int) -> bool:
+        shorter = question.model_copy(update={"text": " ".join(words[cut:])})
+        asked = [request for request in _begin(strategy(shorter)) if not request.raw]
+        # A token is at least one byte: most questions need no count.
+        return all(_bytes(request) + _written(request) + _SLACK < room.limit for request in asked) or not room.over(asked)
+
+    words = question.text.split(" ")
+    if fits(0):
+        return question, ()
+    low, high = 0, len(words)  # `low` does not fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    note = f"{high} of {len(words)} words cut off the left: over the model's {room.limit} tokens"
+    return question.model_copy(update={"text": " ".join(words[high:])}), (note,)
+
+
+def _bytes(request: Request) -> int:
+    return sum(len(message.content.encode()) + _TURN_TOKENS for message in request.messages) + _SYSTEM_TOKENS
 
 
 def at_once(index: Index, k: int) -> Finder:

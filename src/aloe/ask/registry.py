@@ -1,6 +1,7 @@
 """The names of strategies, as recipes and commands write them.
 
     letters direct think options options-5shot options-only likelihood refine    one way to ask
+    published published-5shot published-options published-text published-likelihood    the same as others published it, without a chat template
     medprompt          think*5+examples, greedy on rotated options (Nori et al. 2023)
     NAME*N             N members vote, each on another order of the options; `think` members draw at temperature 0.7 (Wang et al. 2022)
     NAME+passages      with passages of the index        NAME+follow-up    ... and with those that the model asks for
@@ -17,6 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from aloe.ask import published
 from aloe.ask.context import Room, at_once, in_rounds, informed
 from aloe.ask.memory import Memory, passages, solve
 from aloe.ask.prior import Prior, debiased, estimate_prior
@@ -40,7 +42,14 @@ READERS: dict[str, Callable[[int], Reader]] = {
     "think": think,
     "medprompt": think,
     "refine": refine,
+    "published": lambda _max_tokens: published.letters,
+    "published-5shot": lambda _max_tokens: published.letters_5shot,
+    "published-options": lambda _max_tokens: published.option_texts,
+    "published-text": published.text,
+    "published-likelihood": lambda _max_tokens: published.likelihood,
 }
+PUBLISHED = "published"
+"""What the names of others' protocols begin with: their prompts are complete."""
 _VOTERS, _SHOWN = ("letters", "direct", "think", "medprompt"), ("letters", "direct", "think", "medprompt", "refine")
 _MODIFIERS = ("passages", "follow-up", "examples", "prior", "weights")
 SAMPLED = 0.7
@@ -72,7 +81,7 @@ class Method(NamedTuple):
     @property
     def writes(self) -> bool:
         """Whether a written text has to be read, which may fail; what is scored cannot."""
-        return self.base in ("direct", "think", "medprompt", "refine")
+        return self.base in ("direct", "think", "medprompt", "refine", "published-text")
 
     @property
     def votes(self) -> bool:
@@ -82,7 +91,7 @@ class Method(NamedTuple):
 
 def names() -> list[str]:
     """Names to choose from; with other numbers of members and other modifiers there are more."""
-    plain = [name + suffix for name in READERS for suffix in ("", "+passages")]
+    plain = [name + suffix for name in READERS for suffix in ("", "+passages")[: 1 if name.startswith(PUBLISHED) else 2]]
     return [*plain, "letters*4", "letters+prior", "letters+examples", "direct*5", "think*5", "think*5+weights", "medprompt*20", "think+follow-up"]
 
 
@@ -100,6 +109,7 @@ def parse_name(name: str) -> Method:
         "a prior is for letters": "prior" in more and method.base != "letters",
         "weights are for members that vote": "weights" in more and not method.votes,
         "follow-up queries bring the passages too": {"passages", "follow-up"} <= set(more),
+        "a published prompt takes nothing more": method.base.startswith(PUBLISHED) and bool(more),
     }
     if any(wrong.values()):
         raise RecipeError(f"the strategy {name!r} cannot be: {next(w for w, is_so in wrong.items() if is_so)}", do=nearest(name, names()))

@@ -9,6 +9,20 @@ from aloe.core.config import Config
 LETTERS = "ABCDEFGHIJ"
 
 
+class Published(Config):
+    """A question as a published protocol puts it, without a chat template: what others' numbers were measured with."""
+
+    prompt: str
+    options: tuple[str, ...] = ()
+    """What may follow, with the space before it: ` A`, ` B`."""
+    head: str = ""
+    """What stands before the prompt in any case: the task's description."""
+    shots: str = ""
+    """Solved examples, between head and prompt."""
+    stop: tuple[str, ...] = ()
+    """Where a written reply ends."""
+
+
 class Question(Config):
     """A question with its truth. The prompt is not here: it belongs to the strategy."""
 
@@ -28,6 +42,12 @@ class Question(Config):
     """Worked examples (question, answer) that a few-shot strategy may show."""
     before: tuple[tuple[str, str], ...] = ()
     """What was said before it: turns of (user, assistant)."""
+    published: Published | None = None
+    """The wording of the published protocol, where numbers are to be compared with others'."""
+    rubric: dict[str, tuple[str, ...]] = {}
+    """Statements that a reply must have (`must_have`), or had better have (`nice_to_have`)."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with it in the data: other options than the set promises, equal options, no right answer. It is asked all the same."""
     subject: str = ""
     group: str = ""
     """Questions of one group share a source and are not independent."""
@@ -92,6 +112,8 @@ class Answer(Config):
     """Index of the option chosen; None where the reply could not be parsed."""
     scores: tuple[float, ...] = ()
     """Log-likelihood of each option, where options were scored."""
+    choice_norm: int | None = None
+    """The option with the best log-likelihood a character, where texts of different length were scored and `choice` is by the sum."""
     passages: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     """Ids of the solved questions that were shown before it, the nearest last."""
@@ -119,6 +141,8 @@ class Grade(Config):
     value: float
     parsed: bool = True
     note: str = ""
+    values: dict[str, float] = {}
+    """Further metrics of the same answer."""
 
 
 class Estimate(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, field_validator
 
-from aloe.ask.context import Room
+from aloe.ask.context import Room, shortened
 from aloe.ask.registry import fits, needs_index, parse_name, prepare
 from aloe.ask.strategy import Ask, Index, Strategy, recorded, run
 from aloe.core.config import Config, Machine, nearest
@@ -24,12 +24,12 @@ from aloe.evals.compare import PARSE_RATE, Record, compare, corrected, groups_of
 from aloe.evals.examples import example_files, nearest_by, ready_examples, training_questions
 from aloe.evals.metrics import wilson
 from aloe.evals.statistics import with_ungraded
-from aloe.evals.task import Task, expected_size, open_task, sample
+from aloe.evals.task import Task, expected_size, faults, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
 from aloe.models.model import Model, Reply, Request
 
 T = TypeVar("T")
-ANSWERS, SCORES, COMPARISONS = "answers.jsonl", "scores.json", "comparisons.json"
+ANSWERS, SCORES, COMPARISONS, FAULTS = "answers.jsonl", "scores.json", "comparisons.json", "faults.json"
 Score = dict[str, Any]
 """A line of scores.json: model, task, strategy, metric, value, low, high, n."""
 
@@ -132,8 +132,8 @@ def evaluate(
     """Measure every model on every plan and compare neighbouring models in the order given, and the first with the last.
 
     Each model is opened when its turn comes and let go before the next. All answer the same questions. Writes answers.jsonl
-    (one line a question, in the order of models, plans, strategies and question ids), scores.json and comparisons.json into
-    `out`; returns the main metrics, named "model task strategy metric". `adapters` says, for scores.json, of a model that is
+    (one line a question, in the order of models, plans, strategies and question ids), scores.json, comparisons.json and faults.json (what
+    is wrong with a task's data, and where) into `out`; returns the main metrics, named "model task strategy metric". `adapters` says, for scores.json, of a model that is
     an adapter which one was scored on which base. Raises what `check_plans` raises, before any model.
     """
     check_plans(plans, has_index=index is not None)
@@ -152,6 +152,8 @@ def evaluate(
                 else:
                     yield record
 
+    wrong = {trial.task.name: faults(trial.task.name, trial.questions) for trial in trials}
+    _write_json(out / FAULTS, [{"task": task, "fault": fault, "where": where} for task, found in wrong.items() for fault, where in found.items()])
     write_jsonl(out / ANSWERS, records())
     _write_json(out / SCORES, [{**s, "adapter": adapters[s["model"]]} if adapters and s["model"] in adapters else s for s in scores])
     _write_json(
@@ -221,8 +223,9 @@ def _measure(
 ) -> Iterator[dict[str, Any] | Estimated]:
     """The lines of one model in answers.jsonl and, after each trial, its main estimate; adds scores, and values to compare."""
     for trial in trials:
-        (strategy,) = run([trial.prepare(room=Room(model.window, model.count) if model.window else None)], model)
-        graded = run([_graded(trial.task, strategy, question) for question in trial.questions], model)
+        room = Room(model.window, model.count) if model.window else None
+        (strategy,) = run([trial.prepare(room=room)], model)
+        graded = run([_graded(trial.task, strategy, question, room) for question in trial.questions], model)
         estimates = _estimates(trial, graded)
         place = {"model": name, "task": trial.task.name, "strategy": trial.name}
         scores += [{**place, "metric": metric, **estimate._asdict()} for metric, estimate in estimates.items()]
@@ -247,8 +250,10 @@ class _Found:
         return self._index.search(queries, k)
 
 
-def _graded(task: Task, strategy: Strategy, question: Question) -> Ask[Graded]:
-    answer, exchanges = yield from recorded(strategy(question))
+def _graded(task: Task, strategy: Strategy, question: Question, room: Room | None) -> Ask[Graded]:
+    asked, notes = shortened(strategy, question, room) if room else (question, ())
+    answer, exchanges = yield from recorded(strategy(asked))
+    answer = answer.model_copy(update={"notes": (*notes, *answer.notes)}) if notes else answer
     grade = yield from task.grade(question, answer)
     return Graded(answer, grade, exchanges)
 
@@ -295,6 +300,7 @@ def _record(question: Question, graded: Graded) -> dict[str, Any]:
         "calls": len(graded.exchanges),
         "prompt_tokens": sum(reply.num_prompt_tokens for _, reply in graded.exchanges),
         "seconds": round(sum(reply.seconds for _, reply in graded.exchanges), 4),
+        **({"values": grade.values} if grade.values else {}),
         **{name: list(value) for name in ("examples", "votes", "notes") if (value := getattr(answer, name))},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,8 @@ from aloe.core.config import nearest
 from aloe.core.errors import SourceError
 from aloe.core.qa import Answer, Estimate, Grade, Question
 from aloe.core.seeds import seed_for
-from aloe.evals.tasks import multiple_choice, open_ended, own_file, probes, redteam, safety, starter
+from aloe.evals.tasks import calls, choices, clinical, multiple_choice, open_ended, own_file, probes, redteam, safety, starter
+from aloe.evals.tasks.origins import ORIGINS, changed_files
 
 
 class Task(Protocol):
@@ -64,6 +66,10 @@ class Task(Protocol):
         ...
 
 
+def _perplexity(name: str) -> Task:
+    return open_ended.Perplexity(open_ended.openmedqa() if name == "openmedqa" else clinical.clinical(name))
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "medqa": lambda: multiple_choice.mirage("medqa"),
     "medmcqa": lambda: multiple_choice.mirage("medmcqa"),
@@ -71,6 +77,10 @@ TASKS: dict[str, Callable[[], Task]] = {
     "mmlu-medical": lambda: multiple_choice.mirage("mmlu-medical"),
     "bioasq": lambda: multiple_choice.mirage("bioasq"),
     "openmedqa": open_ended.openmedqa,
+    **{name: partial(choices.choices, name) for name in choices.NAMES},
+    **{name: partial(clinical.clinical, name) for name in clinical.READERS},
+    **{f"{name}-perplexity": partial(_perplexity, name) for name in (*clinical.READERS, "openmedqa")},
+    **{f"bfcl-{kind}": partial(calls.FunctionCalls, kind) for kind in ("simple", "multiple", "parallel", "irrelevance")},
     "xstest-safe": lambda: safety.xstest("safe"),
     "xstest-unsafe": lambda: safety.xstest("unsafe"),
     "med-safety": safety.med_safety,
@@ -105,6 +115,23 @@ def open_task(name: str) -> Task:
     if name not in TASKS:
         raise SourceError(f"no task is called {name!r}; {nearest(name, list(TASKS))}", do="or give file:PATH.jsonl")
     return TASKS[name]()
+
+
+def unverified() -> list[str]:
+    """Tasks of public sets whose data was not at hand where the adapter was written."""
+    return [name for name in TASKS if name.removesuffix("-perplexity") in ORIGINS and not ORIGINS[name.removesuffix("-perplexity")].at_hand]
+
+
+def faults(name: str, questions: Iterable[Question]) -> dict[str, list[str]]:
+    """What is wrong with a task's data: a fault -> the questions that have it, and the files that are not those its adapter was checked on."""
+    found: dict[str, list[str]] = {}
+    for question in questions:
+        for fault in question.faults:
+            found.setdefault(fault, []).append(question.id)
+    origin = ORIGINS.get(name.removesuffix("-perplexity"))
+    if origin and (changed := changed_files(origin)):
+        found["the file is not the one that the task was checked on"] = changed
+    return found
 
 
 def task_files(name: str) -> list[Path]:

@@ -7,7 +7,7 @@ result is exact. What depends on the batch alone (tiles, masks, key indices) sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -103,14 +103,19 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention output [1, T, H, D]. B = 1, H query heads, G key/value heads, T tokens, D head size."""
     assert attention_mask is None and query_BHTD.shape[0] == 1
-    strange = [name for name in ("sliding_window", "softcap", "s_aux") if others.get(name) is not None] + ["attention_dropout"] * (dropout > 0)
-    if strange:
-        raise ModelError(f"packed attention has no {', '.join(strange)}", where=type(module).__name__, do="use a model without it")
+    refuse_unknown(module, {**others, "attention_dropout": dropout or None})
     qkv = (query_BHTD, key_BGTD, value_BGTD)
     if query_BHTD.is_cuda and query_BHTD.dtype != torch.float32:
         return _varlen(*qkv, layout.varlen, scaling), None
     out_BHTD = (_Tiled.apply if query_BHTD.device.type == "cpu" else _by_segment)(*qkv, layout, scaling)
     return out_BHTD.transpose(1, 2), None
+
+
+def refuse_unknown(module: Any, options: Mapping[str, Any]) -> None:
+    """ModelError where a layer asks for something that our kernels do not compute."""
+    strange = [name for name in ("sliding_window", "softcap", "s_aux", "attention_dropout") if options.get(name) is not None]
+    if strange:
+        raise ModelError(f"packed attention has no {', '.join(strange)}", where=type(module).__name__, do="use a model without it")
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -14,7 +14,7 @@ import torch
 from transformers import AttentionInterface
 
 from aloe.core.seeds import seed_for
-from aloe.models.attention import Layout, Segment
+from aloe.models.attention import Layout, Segment, refuse_unknown
 from aloe.models.model import Generate, Sampling
 from aloe.models.prefixes import KV, Prefixes, Run, common
 
@@ -25,8 +25,8 @@ GROW = 128  # tokens by which the rows' own storage grows
 class Row:
     """A reply that is being written."""
 
-    def __init__(self, index: int, request: Generate, ids: list[int], choices: Sequence[list[int]] = ()) -> None:
-        self.index, self.request, self.ids, self.choices = index, request, ids, choices
+    def __init__(self, index: int, request: Generate, ids: list[int], choices: Sequence[list[int]] = (), num_cut: int = 0) -> None:
+        self.index, self.request, self.ids, self.choices, self.num_cut = index, request, ids, choices, num_cut
         self.written: list[int] = []
         self.finish: str | None = None
         self.after: Run | None = None
@@ -155,7 +155,7 @@ class Decoding:
             at += len(rest)
             ids += rest
             positions += range(after.end, len(row.ids))
-        reading = _Reading([run.kv for run in cached], segments, offset)
+        reading = Reading([run.kv for run in cached], segments, offset)
         try:
             hidden_TH = self._base(ids, positions, reading)
         except BaseException:
@@ -207,7 +207,7 @@ class Decoding:
         self._lengths = [length + 1 for length in self._lengths]
         return hidden_RH
 
-    def _base(self, ids: list[int], positions: list[int], step: _Reading | _Writing) -> torch.Tensor:
+    def _base(self, ids: list[int], positions: list[int], step: Reading | _Writing) -> torch.Tensor:
         out = self._model.base_model(input_ids=torch.tensor([ids]), position_ids=torch.tensor([positions]), use_cache=False, step=step)
         hidden_TH: torch.Tensor = out.last_hidden_state[0]
         return hidden_TH
@@ -230,7 +230,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
     return Part((scores - logsumexp[..., None]).exp().to(values.dtype) @ values, logsumexp)
 
 
-class _Reading:
+class Reading:
     """Attention while prompts are read: segments in a packed row, which see runs of it and cached ones."""
 
     def __init__(self, cached: Sequence[KV], segments: Sequence[Segment], offset: int) -> None:
@@ -295,8 +295,9 @@ def _attention(
     *,
     step: Any,
     scaling: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
+    refuse_unknown(module, others)
     return step.attend(module.layer_idx, query, key, value, scaling), None
 
 

@@ -33,6 +33,8 @@ class Generate(Config):
     sampling: Sampling = Sampling()
     choices: tuple[str, ...] = ()
     """The reply is one of these texts, whatever else is likelier; empty = free. For local models."""
+    raw: bool = False
+    """The content of the one message is the prompt as it stands, without a chat template. For local models."""
 
 
 class Score(Config):
@@ -40,6 +42,9 @@ class Score(Config):
 
     messages: tuple[Message, ...]
     options: tuple[str, ...]
+    raw: bool = False
+    """The content of the one message is the prompt as it stands, without a chat template, and an option continues it. Where it is empty,
+    the options follow the beginning of text. For local models."""
 
 
 Request = Generate | Score
@@ -52,7 +57,11 @@ class Reply(Config):
     scores: tuple[float, ...] = ()
     num_tokens: tuple[int, ...] = ()
     """Tokens of each option (Score), or of the reply (Generate)."""
+    greedy: tuple[bool, ...] = ()
+    """Of each option, whether greedy decoding would write it; empty where the back-end does not say."""
     num_prompt_tokens: int = 0
+    num_cut: int = 0
+    """Tokens that were cut off the beginning of a raw prompt, which was over the model's limit."""
     finish: str = "stop"
     """`stop`, or `length` where max_tokens ended it; `refused` where a server will not answer this request (`text` says why)."""
     seconds: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -53,13 +54,16 @@ class Prefixes:
 
     def __init__(self, num_tokens: int) -> None:
         self.root, self.num_tokens, self._clock = Run([], None), num_tokens, 0
+        self._longest: int | None = LONG
 
-    def place(self, prompts: Sequence[list[int]]) -> list[Run]:
+    def place(self, prompts: Sequence[list[int]], longest: int | None = LONG) -> list[Run]:
         """The run after which each prompt's own tokens stand (at least one); new runs have no keys and values yet.
 
-        `prompts` are sorted, so that those with one beginning are neighbours.
+        `prompts` are sorted, so that those with one beginning are neighbours. More than `longest` tokens of one prompt's own become a
+        run as well; None = never.
         """
         self._clock += 1
+        self._longest = longest
         placed: list[Run] = [self.root] * len(prompts)
         by_run: dict[int, tuple[Run, list[int]]] = {}
         for number, ids in enumerate(prompts):
@@ -101,14 +105,13 @@ class Prefixes:
     def _grow(self, run: Run, at: int, numbers: list[int], prompts: Sequence[list[int]], placed: list[Run]) -> None:
         while numbers:
             first = prompts[numbers[0]]
-            shares = [common(first[at:-1], prompts[number][at:-1]) for number in numbers]
-            size = next((i for i, shared in enumerate(shares) if shared < MIN_SHARED), len(numbers))
-            group, numbers = numbers[: max(size, 1)], numbers[max(size, 1) :]
-            length = min(shares[: len(group)])
+            shares = list(takewhile(lambda shared: shared >= MIN_SHARED, (common(first[at:-1], prompts[n][at:-1]) for n in numbers)))
+            group, numbers = numbers[: max(len(shares), 1)], numbers[max(len(shares), 1) :]
+            length = min(shares, default=0)
             if len(group) > 1:
                 child = self._child(run, first[at : at + length])
                 self._grow(child, at + length, group, prompts, placed)
-            elif len(first) - 1 - at > LONG:
+            elif self._longest is not None and len(first) - 1 - at > self._longest:
                 placed[group[0]] = self._child(run, first[at:-1])
             else:
                 placed[group[0]] = run

@@ -35,13 +35,14 @@ class Evaluate(Stage):
         return {f"models.{name}": Ref(name, "model") for name in self.models} | ({"index": Ref(self.index, "index")} if self.index else {})
 
     def reads(self) -> dict[str, Path]:
-        from aloe.ask import context, memory, parse, prior, prompts, refine, registry, strategies, vote
+        from aloe.ask import context, memory, parse, prior, prompts, published, refine, registry, strategies, vote
         from aloe.core import toy
-        from aloe.evals import compare, examples, metrics, refusal, statistics, students
+        from aloe.evals import compare, examples, metrics, overlap, refusal, statistics, students
         from aloe.evals.task import task_files
 
         code = (
-            prompts, parse, refusal, metrics, statistics, students, compare, strategies, registry, vote, memory, context, prior, refine, examples,
+            prompts, published, parse, refusal, metrics, overlap, statistics, students, compare, strategies, registry, vote, memory, context, prior,
+            refine, examples,
         )  # fmt: skip
         files = {f"task {plan.task}: {file.name}": file for plan in self.tasks for file in task_files(plan.task)}
         if any(plan.task.startswith("toy") for plan in self.tasks):
