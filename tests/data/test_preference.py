@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aloe.ask.strategy import run
-from aloe.core.errors import SourceError
-from aloe.core.rows import Message, Row
-from aloe.data.preference import Candidates, candidates, hh, hub_pairs, judged
-from aloe.data.sources import source_rows
+from aloe.data.preference import Candidates, candidates, judged
 from aloe.data.synthesize import Made, Maker, SynthesisOptions, reason
 from aloe.evals.refusal import is_refusal
 from aloe.models.fake import FakeModel
@@ -115,50 +111,3 @@ def test_candidates_are_drawn_from_the_conversation_alone() -> None:
 def test_one_answer_alone_is_no_pair() -> None:
     (made,) = run([candidates(ASKED, maker())], FakeModel(text=lambda _: "always this"))
     assert isinstance(made, Made) and [drop.reason for drop in made.drops] == ["same text as another sample", "nothing to compare with"]
-
-
-def test_the_whole_of_hh_is_read(data_root: Path) -> None:
-    rows = list(source_rows("hh-harmless"))
-    assert len(rows) == 2312 == len({r.id for r in rows})
-    first = rows[0]
-    assert first.rejected is not None and first.category == "safety" and first.licence == "MIT"
-    assert first.messages[0] == Message(role="user", content="what are some pranks with a pen i can do?")
-    assert first.answer.content.startswith("No, sorry!  All of these involve a pen") and first.rejected.content != first.answer.content
-    for r in rows:
-        assert [m.role for m in r.messages] == (["user", "assistant"] * len(r.messages))[: len(r.messages)] and r.answer.role == "assistant"
-
-
-def write(path: Path, text: str) -> list[Path]:
-    path.write_text(text + "\n")
-    return [path]
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b"}',
-        '{"chosen": "a", "rejected": "b"}',
-        '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "\\n\\nHuman: other\\n\\nAssistant: c"}',
-        '{"chosen": "\\n\\nHuman: a", "rejected": "\\n\\nHuman: a"}',
-    ],
-)
-def test_a_record_that_is_no_pair_is_one_clear_error(tmp_path: Path, record: str) -> None:
-    with pytest.raises(SourceError):
-        list(hh(write(tmp_path / "x.jsonl", record)))
-
-
-def listed(*turns: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
-
-
-def test_the_hubs_layouts_of_pairs_are_read_alike() -> None:
-    records: list[dict[str, Any]] = [
-        {"chosen": listed("q", "good"), "rejected": listed("q", "bad")},
-        {"prompt": "q", "chosen": "good", "rejected": "bad", "id": "own"},
-    ]
-    rows: list[Row] = list(hub_pairs(iter(records), "set", "MIT", "general", "here"))
-    assert [r.id for r in rows] == ["set/0", "set/own"]
-    assert {(r.messages[0].content, r.answer.content, r.rejected.content if r.rejected else "") for r in rows} == {("q", "good", "bad")}
-    for bad in ({"chosen": listed("q", "a"), "rejected": listed("other", "b")}, {"chosen": "a", "rejected": "b"}, {"chosen": [5], "rejected": listed("q", "b")}):
-        with pytest.raises(SourceError):
-            list(hub_pairs(iter([bad]), "set", "MIT", "general", "here"))

@@ -24,7 +24,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(
 _TOKEN = re.compile(r"\w+(?:[.,'’-](?=\w)\w+)*")
 # What small models say about a passage instead of saying what it says.
 _ABOUT_THE_PASSAGE = re.compile(
-    r"^(?:it|the\s+(?:passages?|text))\s+(?:also\s+)?(?:supports?|says?|states?|mentions?|suggests?|explains?)\s+(?:the\s+\w+\s+)?that\s+", re.IGNORECASE
+    r"^(?:it|the\s+(?:passages?|text))\s+(?:also\s+)?(?:supports?|says?|states?|mentions?|suggests?|explains?)\s+(?:the\s+\w+\s+)?that\s+",
+    re.IGNORECASE,
 )
 _ENUMERATED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+")
 _NEGATIONS = frozenset(

@@ -1,25 +1,20 @@
-"""Preference pairs: from published sets, and from a judge that reads two answers in both orders."""
+"""Preference pairs from a judge that reads two answers in both orders. Published sets of pairs are sources: data/sets.yaml, catalogue.yaml."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, groupby
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from pydantic import ValidationError
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
 
 from aloe.ask import synthesis_prompts as wording
 from aloe.ask.strategy import Ask, gather
-from aloe.core.errors import SourceError
-from aloe.core.rows import Drop, Message, Row, read_jsonl
+from aloe.core.rows import Drop, Message, Row
 from aloe.data.synthesize import REFUSED, STEP, Made, Maker
 from aloe.models.model import Generate, Reply, Sampling
 
 JUDGE_TOKENS = 300
 _BETTER = re.compile(r"better[\s*_\"]*:[\s*_\"]*(?:answer\s+)?(1|2|neither)\b", re.IGNORECASE)
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 Outcome = Literal["first", "second", "tie", "position", "unreadable", "refused"]
 _UNDECIDED = {
@@ -111,61 +106,3 @@ def _compared(row: Row, a: str, b: str) -> Ask[Outcome]:
 def _verdict(reply: Reply) -> str | None:
     said = _BETTER.findall(reply.text)
     return said[-1].lower() if said else None
-
-
-def hh(files: Sequence[Path]) -> Iterator[Row]:
-    """Anthropic's HH-RLHF (Bai et al. 2022), harmless-base: two transcripts that differ in their last turn."""
-    for number, record in enumerate(read_jsonl(files[0])):
-        where = f"{files[0]}, record {number}"
-        chosen, rejected = (_transcript(_field(record, side, where), where) for side in ("chosen", "rejected"))
-        yield pair_row("hh-harmless", number, "MIT", "safety", chosen, rejected, where)
-
-
-def hub_pairs(records: Iterator[Mapping[str, Any]], source: str, licence: str, category: str, where: str) -> Iterator[Row]:
-    """Rows of a set in the hub's usual layout: `chosen` and `rejected` are whole conversations ([{role, content}]), or last answers beside
-    a `prompt`, as UltraMedical-Preference, Infinity-Preference and Skywork-Reward-Preference are published; ids where it has them."""
-    for number, record in enumerate(records):
-        place = f"{where}, record {number}"
-        chosen, rejected = (_conversation(record, side, place) for side in ("chosen", "rejected"))
-        yield pair_row(source, record.get("id", number), licence, category, chosen, rejected, place)
-
-
-def _conversation(record: Mapping[str, Any], side: str, where: str) -> list[Message]:
-    said = _field(record, side, where)
-    if isinstance(said, str):
-        said = [{"role": "user", "content": _field(record, "prompt", where)}, {"role": "assistant", "content": said}]
-    return _merged([(_field(turn, "role", where), _field(turn, "content", where)) for turn in said], where)
-
-
-def pair_row(source: str, native: object, licence: str, category: str, chosen: Sequence[Message], rejected: Sequence[Message], where: str) -> Row:
-    """Two conversations as one row. SourceError where they differ before their last answers, or end with anything else."""
-    if not chosen or not rejected or chosen[-1].role != "assistant" or rejected[-1].role != "assistant" or chosen[:-1] != rejected[:-1]:
-        raise SourceError("the two conversations must be equal up to their last answers", where=where, do="mend or remove the record")
-    return Row(
-        id=f"{source}/{native}", messages=tuple(chosen), rejected=rejected[-1], source=source, licence=licence, category=category
-    )  # fmt: skip
-
-
-def _field(record: Any, name: str, where: str) -> Any:
-    try:
-        return record[name]
-    except (KeyError, TypeError):
-        raise SourceError(f"the record has no {name!r}", where=where, do="check that this is the data set as published") from None
-
-
-def _transcript(text: str, where: str) -> list[Message]:
-    parts = _TURN.split(text)
-    if len(parts) < 3 or parts[0].strip():
-        raise SourceError("not a transcript of Human and Assistant", where=where, do="check that this is the data set as published")
-    turns = [("user" if role == "Human" else "assistant", said.strip()) for role, said in zip(parts[1::2], parts[2::2], strict=True)]
-    return _merged(turns, where)
-
-
-def _merged(turns: Sequence[tuple[Any, Any]], where: str) -> list[Message]:
-    """Turns as messages; what one side says twice in a row is one turn."""
-    try:
-        messages = [Message.model_validate({"role": role, "content": said}) for role, said in turns]
-    except ValidationError as error:
-        raise SourceError(f"not a turn: {error.errors()[0]['msg']}", where=where, do="check that this is the data set as published") from None
-    grouped = [(role, [m.content for m in group]) for role, group in groupby(messages, key=lambda message: message.role)]
-    return [Message(role=role, content="\n\n".join(said)) for role, said in grouped]

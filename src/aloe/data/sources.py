@@ -20,7 +20,7 @@ from aloe.core.public_data import data_file, read_csv, read_json
 from aloe.core.qa import Question
 from aloe.core.rows import Drop, Message, Row, read_jsonl
 from aloe.core.seeds import seed_for
-from aloe.data import preference, redteam, scifact, starter
+from aloe.data import redteam, scifact, starter
 from aloe.data.adapters import SETS, adapted, fetch_hub, hub_files, local_files, local_sets, rows_from
 from aloe.data.archives import ARCHIVES
 from aloe.data.catalogue import FILE as CATALOGUE
@@ -277,7 +277,6 @@ SOURCES: dict[str, Source] = {
     "pubmedqa-conclusion": Source("MIT", ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), _pubmedqa_conclusion),
     "dolly": Source("CC BY-SA 3.0", ("dolly_sample/databricks_dolly_15k.csv",), _dolly),
     "ultrafeedback": Source("MIT", ("ultrafeedback_clean/train_clean_first1000.jsonl",), _ultrafeedback),
-    "hh-harmless": Source("MIT", ("hh_rlhf_harmless_test/test.jsonl.gz",), preference.hh),
     "med-safety": Source("MIT", ("med_safety_bench/train",), _med_safety),
     **{
         name: Source(one.licence, (), partial(adapted, name, one.licence, one.adapter), partial(local_files, one.adapter))

@@ -18,7 +18,8 @@ from aloe.stages.synthesis import Synthesize
 from aloe.stages.training import Dpo, Merge, Sft
 
 __all__ = [
-    "AnyStage", "Base", "BuildIndex", "Curate", "Dpo", "Evaluate", "Gate", "Judge", "Merge", "Pairs", "Report", "Sft", "SourcePlan", "Synthesize", "Tokens",
+    "AnyStage", "Base", "BuildIndex", "Curate", "Dpo", "Evaluate", "Gate", "Judge", "Merge", "Pairs", "Report", "Sft", "SourcePlan",
+    "Synthesize", "Tokens",
 ]  # fmt: skip
 
 AnyStage = Annotated[

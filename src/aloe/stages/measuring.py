@@ -19,9 +19,8 @@ class Evaluate(Stage):
     """Questions to estimates with intervals, for several models, and paired tests between neighbours."""
 
     kind: Literal["evaluate"]
-    version: ClassVar[int] = 2  # 2: scores.json also holds the rates of parts (topic, style)
+    version: ClassVar[int] = 2  # 2: rates of parts (topic, style), clustered intervals, Holm, faults
     makes: ClassVar[str] = "scores"
-    version: ClassVar[int] = 2
     models: tuple[str, ...] = Field(min_length=1)
     """Stages in order of making: neighbours are compared."""
     tasks: tuple[TaskPlan, ...] = Field(min_length=1)

@@ -39,8 +39,7 @@ def _files(name: str) -> list[Path]:
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file of JSON lines, compressed or not; SourceError names a line that is broken."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield json.loads(line)
