@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aloe.core.errors import SourceError
@@ -31,11 +31,13 @@ def streamed(text: str, drip: bool = True) -> list[Any]:
     return [item.value if isinstance(item, Record) else item for item in records._json(Part("x.json", ".json", stream), Layout())]
 
 
+@settings(max_examples=40)
 @given(st.lists(OBJECTS, max_size=5), st.sampled_from([None, 1]))
 def test_a_streamed_array_is_what_json_reads(values: list[dict[str, Any]], indent: int | None) -> None:
     assert streamed(json.dumps(values, indent=indent, ensure_ascii=False)) == values
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(max_size=8), OBJECTS, max_size=4))
 def test_a_streamed_object_gives_its_records_with_their_keys(values: dict[str, dict[str, Any]]) -> None:
     assert streamed(json.dumps(values)) == [{"_key": key, **value} for key, value in values.items()]

@@ -105,6 +105,8 @@ def _json(part: Part, layout: Layout) -> Iterator[Record | Bad]:
         raise stream.broken("an array or an object was expected")
     number = 0
     while (sign := stream.next_character()) != ("]" if opening == "[" else "}"):
+        if not sign:
+            raise stream.broken("the file ends too early")
         if number and sign != ",":
             raise stream.broken("a comma was expected between records")
         if not number:
