@@ -10,27 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
+from aloe import cli_ask
+from aloe.cli_common import DEFAULT_RUNS, On, Runs, last_nodes
 from aloe.core.errors import AloeError
 from aloe.preview import app as data_app
 from aloe.retrieve.command import app as index_app
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(cli_ask.app)
 app.add_typer(index_app, name="index")
 app.add_typer(data_app, name="data")
 
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of all artifacts.")]
-On = Annotated[Path | None, typer.Option("--on", help="Machine file; default: a laptop.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="stage.field=value ...", show_default=False)]
 StageName = Annotated[str, typer.Argument(help="Stage name.")]
 OtherRecipe = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; default: the last one run.")]
 RowId = Annotated[str | None, typer.Option("--row", help="Row or question id.")]
-DEFAULT_RUNS = Path("runs")
-
-NOTICE = (
-    "This is a research model. It is not for clinical practice, diagnosis, or any direct or indirect healthcare advice; it makes mistakes.\n"
-    "An expert must supervise its use. In an emergency call your local emergency number."
-)
-
 
 @app.command()
 def run(
@@ -183,7 +177,7 @@ def export_docs(
     """Write drafts of TRIPOD-LLM and the EU AI Act's technical documentation from a finished run.  Example: aloe export-docs documents"""
     from aloe.gate import documents
 
-    for path in documents(_last_nodes(runs, recipe, overrides or []), out):
+    for path in documents(last_nodes(runs, recipe, overrides or []), out):
         print(path)
 
 
@@ -192,7 +186,7 @@ def why(stage: StageName, overrides: Overrides = None, recipe: OtherRecipe = Non
     """Say why a stage runs, or last ran: the fields that changed.  Example: aloe why merged"""
     from aloe.explain import explain_history
 
-    nodes = {node.name: node for node in _last_nodes(runs, recipe, overrides or [])}
+    nodes = {node.name: node for node in last_nodes(runs, recipe, overrides or [])}
     node = nodes[_known(stage, nodes)]
     for line in explain_history(node, runs):
         print(line)
@@ -211,7 +205,7 @@ def show(
     Dropped rows: aloe show corpus --dropped --step exact --source medmcqa"""
     from aloe.show import show_drops, show_stage
 
-    nodes = _last_nodes(runs, None, [])
+    nodes = last_nodes(runs, None, [])
     _known(stage, {node.name: node for node in nodes})
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for line in show_drops(nodes, stage, step, source, n) if dropped else show_stage(nodes, stage, row, colour=colour):
@@ -249,132 +243,6 @@ def merge(
         print(line)
 
 
-@app.command("eval")
-def eval_(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folder, FILE.gguf or http://HOST/v1#NAME; one or several.")],
-    tasks: Annotated[str, typer.Option(help="Names of tasks, or file:PATH.jsonl, with commas.")],
-    strategies: Annotated[str, typer.Option(help="letters, direct, medprompt, ..., with commas; default: each task's first.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Questions of each task, a fixed sample; default: all.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: evals/MODEL.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Model that the others are tested against; default: the first.")] = None,
-    beside: Annotated[list[str] | None, typer.Option("--with", help="An earlier evaluation to show too: FOLDER or FOLDER#MODEL.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 64,
-    examples: Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")] = None,
-    index: Annotated[Path | None, typer.Option(help="Folder of an index, for strategies with passages.")] = None,
-    flags: Annotated[Path | None, typer.Option(help='Questions seen in training: lines {"question": ID, "flag": WHY}.')] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0, on: On = None,
-) -> None:  # fmt: skip
-    """Evaluate any model, without a recipe.  Example: aloe eval my-model --tasks starter-unseen,starter-unsafe --limit 50"""
-    from aloe.core.log import Log
-    from aloe.evaluating import How, evaluate_models, told
-
-    how = How(
-        tasks=tuple(tasks.split(",")), strategies=tuple(strategies.split(",")) if strategies else (), limit=limit, max_tokens=max_tokens,
-        examples=examples, index=index, seed=seed, baseline=baseline, beside=tuple(beside or ()), flags=flags,
-    )  # fmt: skip
-    folder = out or Path("evals") / (Path(models[0].partition("#")[2] or models[0].partition(":")[2] or models[0]).stem or "model")
-    for line in evaluate_models(models, how, _machine(on), folder, Log(listener=told)):
-        print(line)
-
-
-@app.command()
-def compare(
-    a: Annotated[str, typer.Argument(help="Folder of an evaluation, or answers.jsonl; FOLDER#MODEL of several; seeds of one model with commas.")],
-    b: Annotated[str, typer.Argument(help="The same of the other model.")],
-    show: Annotated[int, typer.Option(help="Flips to print.")] = 10,
-    out: Annotated[Path | None, typer.Option(help="File for all flips with both answers, JSON lines.")] = None,
-) -> None:
-    """Compare two evaluations question by question: paired tests, and the answers that differ.  Example: aloe compare evals/base evals/tuned"""
-    from aloe.evaluating import compare_answers
-
-    for line in compare_answers(a, b, show=show, out=out):
-        print(line)
-
-
-Model = Annotated[str | None, typer.Option(help="hf:PATH, http://HOST/v1#NAME, ...; default: the final model of the last run.")]
-Passages = Annotated[int, typer.Option(help="Passages to read where there are some; 0 = none.")]
-Library = Annotated[Path | None, typer.Option(help="A library of `aloe index` to read from; default: the run's index.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Examples = Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")]
-Calls = Annotated[int | None, typer.Option(help="Most calls of the model.")]
-Tokens = Annotated[int | None, typer.Option(help="Most tokens, read and written.")]
-
-
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS, model: Model = None,
-    passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 128, on: On = None,
-    strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, quote, ...; default: an open answer with citations.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="One of the answers to choose from; give several.")] = None, examples: Examples = None,
-    tuned: Annotated[Path | None, typer.Option(help="File of `aloe tune-strategy`: its strategy, which abstains as it was calibrated.")] = None,
-    calls: Calls = None, tokens: Tokens = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show prompt, passages, examples, votes, support and cost.")] = False,
-) -> None:  # fmt: skip
-    """Ask the final model a question, with sources.  Example: aloe ask "What does insulin do?" """
-    from aloe.answer import How, answer
-    from aloe.models.limits import Budget
-
-    how = How(
-        strategy=strategy, options=tuple(option or ()), k=passages, library=library, max_tokens=max_tokens, examples=examples, tuned=tuned,
-        explain=explain, budget=Budget(calls=calls, tokens=tokens),
-    )  # fmt: skip
-    for line in answer(question, _last_nodes(runs, None, []) if model is None else [], model, _machine(on), runs, how):
-        print(line)
-    _notice(runs)
-
-
-@app.command()
-def chat(
-    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 256, on: On = None,
-    strategy: Annotated[str | None, typer.Option(help="cited (default), direct, think, think+passages, think+follow-up, refine.")] = None,
-) -> None:  # fmt: skip
-    """Talk to the final model, with sources below each answer.  Example: aloe chat --library guidelines"""
-    from aloe.answer import How, desk
-    from aloe.talk import Talk
-    from aloe.talk import chat as talk
-
-    how = How(strategy=strategy, k=passages, library=library, max_tokens=max_tokens)
-    at = desk(_last_nodes(runs, None, []) if model is None else [], model, _machine(on), runs, how)
-    print(f"{NOTICE}\n", file=sys.stderr)
-    talk(Talk(at, how), lambda: input("> "), lambda text: print(text, end="", flush=True))
-
-
-@app.command("tune-strategy")
-def tune_strategy(
-    task: Annotated[str, typer.Argument(help="Labelled questions: file:PATH.jsonl, or a task (medqa, starter-unseen, ...).")],
-    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 128, on: On = None,
-    strategy: Annotated[list[str] | None, typer.Option(help="One to try; give several. Default: what the questions allow.")] = None,
-    loss: Annotated[float, typer.Option(min=0, max=1, help="Accuracy that may be lost against the best.")] = 0.02,
-    n: Annotated[int, typer.Option("-n", min=20, help="Questions to compare on.")] = 100,
-    calibrate: Annotated[int, typer.Option(min=0, help="Further questions to calibrate abstention on; 0 = none.")] = 0,
-    error_rate: Annotated[float, typer.Option(help="Share of all questions that may be answered wrongly after that.")] = 0.1,
-    examples: Examples = None, calls: Calls = None, tokens: Tokens = None,
-    price_read: Annotated[float, typer.Option(min=0, help="Of a million tokens read.")] = 0.0,
-    price_written: Annotated[float, typer.Option(min=0, help="Of a million tokens written.")] = 0.0,
-    out: Annotated[Path, typer.Option(help="File for the choice.")] = Path("tuned.json"),
-) -> None:  # fmt: skip
-    """Find the cheapest way to ask within a stated loss of accuracy.  Example: aloe tune-strategy file:mine.jsonl --loss 0.02 --calibrate 100"""
-    from aloe.answer import How, desk
-    from aloe.models.limits import Budget
-    from aloe.tune import Wish, tune
-
-    wish = Wish(task=task, strategies=tuple(strategy or ()), loss=loss, n=n, num_calibration=calibrate, error_rate=error_rate)
-    budget = Budget(calls=calls, tokens=tokens, price_read=price_read, price_written=price_written)
-    how = How(k=passages, library=library, max_tokens=max_tokens, examples=examples, budget=budget)
-    at = desk(_last_nodes(runs, None, []) if model is None else [], model, _machine(on), runs, how)
-    for line in tune(wish, at, how, out):
-        print(line, flush=True)
-
-
-def _notice(runs: Path) -> None:
-    """What the system is not for, once a runs folder."""
-    seen = runs / ".notice-seen"
-    if not seen.exists():
-        print(f"\n{NOTICE}", file=sys.stderr)
-        if runs.is_dir():
-            seen.touch()
-
-
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="Folder with rows/ and documents/.")]) -> None:
     """Check your own rows and documents and write a recipe for them.  Example: aloe init my-data"""
@@ -397,12 +265,6 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
-def _machine(on: Path | None) -> Any:
-    from aloe.recipe import load_machine
-
-    return load_machine(on)
-
-
 def _known(stage: str, nodes: dict[str, Any]) -> str:
     from aloe.core.config import nearest
     from aloe.core.errors import RecipeError
@@ -410,24 +272,6 @@ def _known(stage: str, nodes: dict[str, Any]) -> str:
     if stage not in nodes:
         raise RecipeError(f"no stage is named {stage!r}", where="command line", do=nearest(stage, list(nodes)))
     return stage
-
-
-def _last_nodes(runs: Path, recipe: Path | None, overrides: list[str]) -> list[Any]:
-    """The stages of a recipe, or of the last one run in this folder."""
-    import json
-
-    from aloe import runner
-    from aloe.artifact import HashMemo
-    from aloe.core.errors import ArtifactError
-    from aloe.recipe import load_recipe
-
-    if recipe is None:
-        try:
-            last = json.loads((runs / ".last.json").read_text())
-        except (OSError, ValueError):
-            raise ArtifactError("nothing has been run here yet", where=str(runs), do="aloe run recipes/tiny.yaml, or give --runs DIR") from None
-        recipe, overrides = Path(last["recipe"]), [*last["overrides"], *overrides]
-    return runner.plan(load_recipe(recipe, overrides), runs, HashMemo(runs / ".hashes.json"))
 
 
 def main() -> None:
