@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aloe.core.rows import Row
+if TYPE_CHECKING:  # `aloe --help` must not wait for pydantic
+    from aloe.core.rows import Row
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Data sources: list them, look at their rows.")
 
