@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_bleu_is_that_of_sacrebleu(data_root: Path) -> None:
     from aloe.evals.overlap import bleu
 
     questions = list(open_task("meqsum").questions())[:80]
-    pairs = [(one.references[0], other.references[0] + " " + one.references[0][:30]) for one, other in zip(questions, questions[1:], strict=False)]
+    pairs = [(one.references[0], other.references[0] + " " + one.references[0][:30]) for one, other in pairwise(questions)]
     pairs += [(q.references[0], q.text) for q in questions]
     script = "import json,sys; from sacrebleu import sentence_bleu; " \
         "print(json.dumps([sentence_bleu(b, [a]).score / 100 for a, b in json.load(sys.stdin)]))"  # fmt: skip

@@ -130,8 +130,9 @@ def evaluate(
     """Measure every model on every plan and compare neighbouring models in the order given, and the first with the last.
 
     Each model is opened when its turn comes and let go before the next. All answer the same questions. Writes answers.jsonl
-    (one line a question, in the order of models, plans, strategies and question ids), scores.json, comparisons.json and faults.json (what
-    is wrong with a task's data, and where) into `out`; returns the main metrics, named "model task strategy metric". `adapters` says, for scores.json, of a model that is
+    (one line a question, in the order of models, plans, strategies and question ids), scores.json, comparisons.json and faults.json
+    (what is wrong with a task's data, and where) into `out`; returns the main metrics, named "model task strategy metric". `adapters`
+    says, for scores.json, of a model that is
     an adapter which one was scored on which base. Raises what `check_plans` raises, before any model.
     """
     check_plans(plans, has_index=index is not None)

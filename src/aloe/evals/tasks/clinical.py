@@ -20,8 +20,8 @@ Read = Callable[[str, list[Path]], Iterator[Question]]
 BLANK_LINE = ("\n\n",)
 HEADS = {
     # task -> the published description, as lm-eval puts it before a text
-    "mts-dialog": "The following text is from a collection of medical dialogs between doctor and patient. Extract all relevant information to compose "
-    "a note that summarizes the relevant content of the dialog.",
+    "mts-dialog": "The following text is from a collection of medical dialogs between doctor and patient. Extract all relevant information to "
+    "compose a note that summarizes the relevant content of the dialog.",
     "olaph": "You are a helpful healthcare assistant. Answer the following question as concisely as possible without omitting relevant information.",
     "mediqa-qa": "The following text is a question asked by a patient. Answer how a doctor would, while trying to be as informative and helpful as "
     "possible. ",
