@@ -209,7 +209,7 @@ def test_a_choice_is_right_wrong_or_unread() -> None:
     question = next(task.questions())
     assert grade(task, question, "A", 0).value == 1.0
     assert grade(task, question, "B", 1).value == 0.0
-    assert grade(task, question, "?").model_dump() == {"question_id": question.id, "value": 0.0, "parsed": False, "note": ""}
+    assert grade(task, question, "?").model_dump() == {"question_id": question.id, "value": 0.0, "parsed": False, "note": "", "values": {}}
 
 
 def test_accuracy_counts_the_unread_as_wrong() -> None:
