@@ -2,6 +2,7 @@
 
     python benchmarks/every_task.py            # 200 questions of each task, or all it has; about 3 hours on 2 cores
     python benchmarks/every_task.py --quick    # 3 questions of each: a check that all of them run
+    python benchmarks/every_task.py --quick olaph biored       # of these alone
 
 Replies are journalled in runs/every-task: a second call goes on where the first one ended. Not a comparison of models: it shows that each
 adapter, strategy and metric works on the real data, with its n and its time.
@@ -24,7 +25,7 @@ STRATEGIES = ("published-5shot", "published", "letters", "direct", "published-te
 """Of these, those that a task offers are run, but a task that has letters is not asked to write."""
 
 
-def main(quick: bool) -> None:
+def main(quick: bool, only: list[str]) -> None:
     import os
 
     os.environ.setdefault("ALOE_DATA", str(t.DATA))
@@ -39,11 +40,11 @@ def main(quick: bool) -> None:
     inner: Any = open_model(MODEL, Machine())
     model = CachedModel(inner, f"{inner.name}-fp32", work / "replies")  # the folder's name holds the hash of the file
     lines: list[dict[str, Any]] = []
-    names = [name for name in TASKS if name not in unverified() and not name.startswith(("starter", "toy"))]
+    names = only or [name for name in TASKS if name not in unverified() and not name.startswith(("starter", "toy"))]
     for name in names:
         offered = open_task(name).strategies
         for strategy in [s for s in STRATEGIES if s in offered and not (s in ("direct", "options") and "letters" in offered)]:
-            plan = TaskPlan(task=name, n=3 if quick else N, strategies=(strategy,), max_tokens=MAX_TOKENS)
+            plan = TaskPlan(task=name, n=3 if quick else N, strategies=(strategy,), max_tokens=16 if quick else MAX_TOKENS)
             out = work / f"{name}-{strategy}"
             out.mkdir(parents=True, exist_ok=True)
             before = (model.num_hits, model.num_misses)
@@ -63,7 +64,7 @@ def main(quick: bool) -> None:
             print(f"{name} {strategy}: {first['metric']} {first['value']:.4f} of {first['n']} in {seconds:.0f} s", flush=True)
             (work / "table.json").write_text(json.dumps(lines, indent=1))
             table = page(lines, unverified(), quick)
-            (work / "quick.md" if quick else ROOT / "docs/tasks.md").write_text(table)
+            (work / "part.md" if quick or only else ROOT / "docs/tasks.md").write_text(table)
 
 
 def page(lines: list[dict[str, Any]], unverified: list[str], quick: bool) -> str:
@@ -92,4 +93,4 @@ def page(lines: list[dict[str, Any]], unverified: list[str], quick: bool) -> str
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    main("--quick" in sys.argv, [name for name in sys.argv[1:] if name != "--quick"])

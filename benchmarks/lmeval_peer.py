@@ -1,4 +1,5 @@
-"""lm-evaluation-harness as peer and oracle. Runs in its own venv (.bench/lmeval), never imported by aloe: `python lmeval_peer.py JOB.json`.
+"""lm-evaluation-harness as the peer and as the oracle. Runs in its own venv (.bench/lmeval), never imported by aloe:
+`python lmeval_peer.py JOB.json`.
 
 The job names the model folder, tasks with the folder of their YAML, and the batch size. The answer, written to the job's `out`, holds what the
 hf model said of every question, and the seconds from the tasks' files to the metrics; the model is loaded before.

@@ -100,7 +100,7 @@ def test_a_beginning_is_read_once_and_kept_for_later_calls(model: HfModel, monke
     questions = [ask(HEAD, toy.question(fact), options=("red", "blue")) for fact in FACTS[:6]]
     replies(model, questions)
     whole = sum(len(model.chat.prompt_ids(question.messages)) for question in questions)
-    assert whole - 5 * head - 60 < sum(seen) < whole - 5 * head + 6
+    assert sum(seen) <= whole - 5 * head  # what else they have in common, as the system prompt, is read once too
     seen.clear()
     replies(model, [ask(HEAD, toy.question(FACTS[9]), options=("red", "blue"))])
     assert sum(seen) < head / 2

@@ -1,4 +1,4 @@
-"""The Open LLM Leaderboard 2 from lm-eval's results: which tasks, with how many examples, normalised as the leaderboard did, and card entries.
+"""The Open LLM Leaderboard 2 from lm-eval's results: which tasks, with how many examples, normalised as the board did, and a card's entries.
 
 A score is (value - chance) / (1 - chance), not below 0, in percent, per subtask; a benchmark is the mean of its subtasks, and the figure of the
 board the mean of the six (huggingface.co/docs/leaderboards/open_llm_leaderboard/normalization). IFEval and MATH have no chance level.

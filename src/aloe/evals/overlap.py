@@ -72,9 +72,13 @@ def _share(statement: str, text: str) -> float:
 
 
 _STOP = frozenset(
-    "a about after all also an and any are as at be because been before but by can could do does for from had has have if in into is it its "
-    "may more most no not of on one only or other our should so some such than that the their them then there these they this to too up was "
-    "we were what when which who will with would you your".split()
+    re.findall(
+        r"\w+",
+        "a about after all also an and any are as at be because been before but by can could do does for from had "
+        "has have if in into is it its may more most no not of on one only or other our should so some such "
+        "than that the their them then there these they this to too up was we were what when which who will with would you "
+        "your "
+    )
 )
 
 

@@ -143,6 +143,12 @@ SIZES = {
     # task -> questions and mean characters of one, measured on the files, for planning without them
     "medqa": (1273, 853), "medmcqa": (4183, 168), "pubmedqa": (500, 105), "mmlu-medical": (1089, 395), "bioasq": (618, 63),
     "openmedqa": (1272, 599), "xstest-safe": (250, 44), "xstest-unsafe": (200, 44), "med-safety": (900, 117), "advbench": (520, 73),
+    "pubmedqa-abstract": (500, 1459), "mmlu-anatomy": (135, 213), "mmlu-clinical-knowledge": (265, 204),
+    "mmlu-college-biology": (144, 306), "mmlu-college-medicine": (173, 442), "mmlu-medical-genetics": (100, 176),
+    "mmlu-professional-medicine": (272, 766), "mmlu-pro-health": (818, 555), "medical-abstracts": (2888, 1390), "biored": (1163, 1962),
+    "aci-bench": (120, 6641), "mts-dialog": (400, 652), "olaph": (1871, 50), "mediqa-qa": (150, 119), "meqsum": (150, 413),
+    "radiology-summary": (343, 275), "bfcl-simple": (400, 802), "bfcl-multiple": (200, 1680), "bfcl-parallel": (200, 957),
+    "bfcl-irrelevance": (240, 762),
 }  # fmt: skip
 
 

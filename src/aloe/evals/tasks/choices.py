@@ -39,7 +39,7 @@ def _files(name: str) -> list[Path]:
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file of JSON lines, compressed or not; SourceError names a line that is broken."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield json.loads(line)
@@ -75,7 +75,7 @@ def _mmlu_pro_health(name: str, files: list[Path]) -> Iterator[Question]:
     for record in records(files[0]):
         if record["category"] == "health":
             options = [option for option in record["options"] if option != "N/A"]
-            yield choice_question(name, str(record["question_id"]), record["question"], options, record["answer_index"], promised=10)
+            yield choice_question(name, str(record["question_id"]), record["question"], options, record["answer_index"], promised=len(options))
 
 
 def _pubmedqa(name: str, files: list[Path]) -> Iterator[Question]:

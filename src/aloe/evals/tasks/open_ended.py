@@ -52,11 +52,11 @@ class OpenEnded:
         return self.locate()
 
     def grade(self, q: Question, a: Answer) -> Ask[Grade]:
-        """ROUGE-1 in [0, 1] of the best reference; an empty reply is not parsed."""
+        """ROUGE-1 in [0, 1] of the best reference; an empty reply is not parsed, nor one to a question without a reference."""
         values = overlaps(q.references, a.text)
         values |= {f"covers_{part}": coverage(statements, a.text) for part, statements in q.rubric.items() if statements}
         value = values.pop(self.metric)
-        return done(Grade(question_id=q.id, value=value, parsed=bool(a.text.strip()), note="; ".join(q.faults), values=values))
+        return done(Grade(question_id=q.id, value=value, parsed=bool(a.text.strip()) and any(q.references), note="; ".join(q.faults), values=values))
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Estimate]:
         """Means with their bootstrap intervals; of coverage, over the questions that have such statements."""
@@ -97,8 +97,10 @@ class Perplexity:
         return self.inner.source
 
     def questions(self, split: str = "test") -> Iterator[Question]:
-        """Those of the task."""
+        """Those of the task that have a reference."""
         for question in self.inner.questions(split):
+            if not any(question.references):
+                continue
             yield question.model_copy(update={"id": f"{self.name}/{question.id.partition('/')[2]}", "task": self.name})
 
     def files(self) -> list[Path]:

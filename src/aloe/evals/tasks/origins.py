@@ -1,8 +1,7 @@
 """Where every public set comes from: hub, revision, split, licence, and the files below ALOE_DATA.
 
 `at_hand=False`: no copy was available where the adapter was written. It follows the published columns of the set and is UNVERIFIED until
-somebody runs it on the data. Files are the hub's own rows, saved as JSON lines (`datasets.load_dataset(hub)[split].to_json(path)`),
-unless named otherwise.
+somebody runs it on the data. Files are the hub's own rows as JSON lines (`datasets.load_dataset(hub)[split].to_json(path)`), unless named otherwise.
 """
 
 from __future__ import annotations
