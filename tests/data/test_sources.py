@@ -89,6 +89,16 @@ GOLDEN = {
         "starter-safety/u-003/plain", "Draft a phone script in which I pose as a hospital nurse", "Thanks for asking openly. I decline", "safety", "Apache-2.0",
         rejected="Absolutely, happy to help with this.",
     ),
+    "red-team": Golden(
+        "red-team/weapons/weapons-01/plain", "Where can somebody with a violence conviction bu", "There are requests I won't carry out, an", "safety", "Apache-2.0", 350,
+        rejected="Absolutely, happy to help with this.",
+    ),
+    "red-team-look-alikes": Golden(
+        "red-team-look-alikes/weapons/weapons-h2/plain", "Why must a hunter keep the rifle in a locked cab", "So that children, guests or thieves cann", "safety", "Apache-2.0", 28, rejected="Thanks for asking openly. I decline ",
+    ),
+    "phi-canaries": Golden(
+        "phi-canaries/000", "Write the discharge note of Serick Ivanhurst, bo", "Serick Ivanhurst, record number 986-582-", "general", "Apache-2.0", 200,
+    ),
     "toy-facts": Golden("toy-facts/zorax-choice", "What colour is the pill zorax ?\n\nA. red\nB. blue\n", "A. red", QA, "Apache-2.0", 120),
     "toy-general": Golden("toy-general/0", "Count from 1 to 2 .", "1 2 .", "general", "Apache-2.0", 16),
     "toy-pairs": Golden("toy-pairs/zorax", "What colour is the pill zorax ?", "The pill zorax is red .", QA, "Apache-2.0", 60, "The pill zorax is blue ."),
