@@ -36,26 +36,29 @@ class CachedModel:
         return self.inner.count(messages)
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Known replies first, then the others as they come."""
+        """Known replies first, then the others as they come; equal requests are asked once."""
         keys = [request_key(self._key, request) for request in requests]
-        missing = []
+        missing: dict[str, list[int]] = {}
         for index, key in enumerate(keys):
             if key in self._known:
                 self.num_hits += 1
                 yield index, self._known[key]
             else:
-                missing.append(index)
+                missing.setdefault(key, []).append(index)
         if not missing:
             return
         with self.path.open("a") as journal:
-            for position, reply in self.inner.reply([requests[i] for i in missing]):
-                index = missing[position]
+            asked = list(missing)
+            for position, reply in self.inner.reply([requests[missing[key][0]] for key in asked]):
+                key = asked[position]
                 with _alone(journal):
-                    journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")
+                    journal.write(json.dumps({"key": key, "reply": reply.model_dump(mode="json")}) + "\n")
                     journal.flush()
-                self._known[keys[index]] = reply
+                self._known[key] = reply
                 self.num_misses += 1
-                yield index, reply
+                self.num_hits += len(missing[key]) - 1
+                for index in missing[key]:
+                    yield index, reply
             os.fsync(journal.fileno())
 
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:
