@@ -79,7 +79,7 @@ def proxy(behind: int) -> Iterator[Any]:
         with lock:
             served.notes.append((kind, key))
 
-    served.note = note
+    served.note, served.handle_error = note, lambda *_: None  # a killed worker's connection breaks
     threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield served

@@ -167,4 +167,3 @@ def _line(tried: Tried, budget: Budget) -> str:
     value, low, high, n = tried.accuracy
     calls, read, written = (number / n for number in tried.cost)
     return f"{tried.strategy:<24}{value:>9.3f}  {low:.3f} to {high:.3f}  {calls:>6.1f}{read:>9.0f}{written:>9.0f}{tried.price(budget):>10.4g}"
-

@@ -50,6 +50,8 @@ def test_what_a_passage_says_is_supported(sentence: str, question: str) -> None:
         ("Heparin reverses protamine.", "What reverses what?"),  # the same words in another order
         ("Metformin is an ACE inhibitor.", "Which class of drug is metformin?"),
         ("Enalapril cures cancer of the lung.", QUESTION),
+        ("The passage supports the idea that enalapril is a drug class.", QUESTION),  # nothing but the question
+        ("Captopril characteristically produces a dry cough.", "What does captopril do?"),
     ],
 )
 def test_another_drug_dose_order_or_negation_is_not_supported(sentence: str, question: str) -> None:

@@ -127,3 +127,10 @@ def test_streams_are_passed_through_and_not_kept(tmp_path: Path) -> None:
 
 def test_a_cached_model_has_the_name_of_the_model_inside(tmp_path: Path) -> None:
     assert cached(tmp_path)[0].name == "fake:hash"
+
+
+def test_equal_requests_of_one_call_are_asked_once_and_answered_each(tmp_path: Path) -> None:
+    model, inner = cached(tmp_path)
+    found = dict(model.reply([REQUESTS[0], REQUESTS[1], REQUESTS[0]]))
+    assert inner.calls == [REQUESTS[0], REQUESTS[1]] and found[0] == found[2] and set(found) == {0, 1, 2}
+    assert (model.num_misses, model.num_hits) == (2, 1) and model.path.read_text().count("\n") == 2

@@ -28,9 +28,7 @@ _ABOUT_THE_PASSAGE = re.compile(
     re.IGNORECASE,
 )
 _ENUMERATED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+")
-_NEGATIONS = frozenset(
-    "not no never without nor neither cannot none isn't aren't doesn't don't didn't wasn't weren't can't won't shouldn't".split()
-)
+_NEGATIONS = frozenset("not no never without nor neither cannot none isn't aren't doesn't don't didn't wasn't weren't can't won't shouldn't".split())
 _EMPTY = frozenset(
     """a an the this that these those it its they them their he she his her we you your i of in on at to for from by with as and or but if then
     than so is are was were be been being has have had do does did can could may might will would shall should must also which who whom whose what
@@ -115,7 +113,10 @@ def _support(sentence: str, topic: Sequence[str], evidence: Sequence[_Evidence],
     if not claim:
         return None
     negated = any(word.negates for word in said)
-    needs_topic = len(claim) < FEW_WORDS and not set(topic) & set(claim)
+    repeated = set(topic) & set(claim)
+    if set(claim) <= {*topic, *_ASKING} and repeated:
+        return Support(sentence=sentence)  # the question said again, which no passage can support
+    needs_topic = len(claim) < FEW_WORDS and not repeated
     best = Support(sentence=sentence)
     for one in evidence:
         matched = _in_order(claim, one, weights)
@@ -128,6 +129,8 @@ def _support(sentence: str, topic: Sequence[str], evidence: Sequence[_Evidence],
         numbers = {word for word in claim if word[0].isdigit()}
         if not numbers <= set(one.stems) or negated != any(word.negates for word in one.words[first : last + 1]):
             score = 0.0
+        if not repeated <= one.about:
+            score = 0.0  # said of another subject than the one that was asked for
         if score > best.score:
             best = Support(sentence=sentence, score=round(score, 4), passage_id=one.passage.id, quote=one.passage.text[one.start : one.end])
     return best

@@ -37,34 +37,38 @@ class CachedModel:
         return self.inner.count(messages)
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Known replies first, then the others as they come."""
+        """Known replies first, then the others as they come; equal requests are asked once."""
         keys = [request_key(self._key, request) for request in requests]
-        missing = []
+        missing: dict[str, list[int]] = {}
         for index, key in enumerate(keys):
             if key in self._known:
                 self.num_hits += 1
                 yield index, self._known[key]
             else:
-                missing.append(index)
+                missing.setdefault(key, []).append(index)
         if not missing:
             return
         with self.path.open("a") as journal:
-            before, share, left = perf_counter(), 0.0, len(missing)
-            for position, timeless in self.inner.reply([requests[i] for i in missing]):
-                index = missing[position]
+            asked = list(missing)
+            before, share, left = perf_counter(), 0.0, len(asked)
+            for position, timeless in self.inner.reply([requests[missing[key][0]] for key in asked]):
+                key = asked[position]
                 # Time that passes is shared by all that still wait: replies of one batch come together, though all took their time.
                 share += (perf_counter() - before) / left
                 left -= 1
                 if timeless.finish == "refused":  # nothing was paid, and another server or setting may answer
-                    yield index, timeless
+                    for index in missing[key]:
+                        yield index, timeless
                     continue
                 reply = timeless.model_copy(update={"seconds": round(share, 6)})
                 with _alone(journal):
-                    journal.write(json.dumps({"key": keys[index], "reply": reply.model_dump(mode="json")}) + "\n")
+                    journal.write(json.dumps({"key": key, "reply": reply.model_dump(mode="json")}) + "\n")
                     journal.flush()
-                self._known[keys[index]] = reply
+                self._known[key] = reply
                 self.num_misses += 1
-                yield index, reply
+                self.num_hits += len(missing[key]) - 1
+                for index in missing[key]:
+                    yield index, reply
                 before = perf_counter()
             os.fsync(journal.fileno())
 
