@@ -320,7 +320,7 @@ def _tools(value: Any) -> Iterator[ToolSchema]:
         if "properties" not in known and "type" not in known and known:  # xlam names the parameters alone
             known = {"type": "object", "properties": known}
         try:
-            yield ToolSchema(name=tool.get("name", ""), description=tool.get("description") or "", parameters=known)
+            yield ToolSchema(name=tool.get("name", ""), description=tool.get("description") or "", parameters=dict(known))
         except ValidationError as error:
             raise Unfit(f"a function's schema: {problem(error)}") from None
 
