@@ -76,11 +76,11 @@ def rows_shown(source: str, n: int, model: Path | None, revision: str | None) ->
             yield f"tool     {tool.name}: {tool.description}"
         if model is None:
             for message in row.messages:
-                yield f"{message.role:<9}{message.content}"
+                yield f"{message.role:<10}{message.content}"
                 for call in message.tool_calls:
-                    yield f"call     {call.name} {call.arguments}"
+                    yield f"call      {call.name} {call.arguments}"
             if row.rejected is not None:
-                yield f"rejected {row.rejected.content}"
+                yield f"rejected  {row.rejected.content}"
         else:
             yield from _rendered(model, row)
     if bad:

@@ -133,7 +133,7 @@ def test_a_source_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
     assert shown.count("row      toy-safety/") == 2 and "assistant" in shown and "rejected " in shown and "Apache-2.0 (commercial)" in shown
     (tmp_path / "mine.jsonl").write_text('{"frage": "Was?"}\n{"question": "What?", "answer": "That."}\n')
     own = aloe("data", "preview", f"file:{tmp_path}/mine.jsonl").stdout
-    assert "user     What?" in own and "1 records before the last row shown cannot be read" in own and "mine.jsonl:1" in own
+    assert "user      What?" in own and "1 records before the last row shown cannot be read" in own and "mine.jsonl:1" in own
     assert "did you mean 'toy-safety'?" in refused("data", "preview", "toy-safty")
     listed = {line.split()[0]: line for line in aloe("data", "list").stdout.splitlines()}
     assert "unpublished" in listed["aloe-red-team"] and " here " in listed["toy-facts"] and "columns assumed" in listed["meds-ins"] and "920,633 rows" in listed["meds-ins"]

@@ -178,13 +178,13 @@ def test_a_plan_of_an_interrupted_stage_is_not_scored(tiny_runs: Path) -> None:
 
 def test_a_plan_goes_on_where_data_is_missing_and_a_run_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALOE_DATA", raising=False)
-    recipe = load_recipe(TINY, ["facts.sources={meds-ins: {}}", "scores.tasks=[{task: medqa, strategies: [letters]}]"])
+    recipe = load_recipe(TINY, ["facts.sources={medtext: {}}", "scores.tasks=[{task: medqa, strategies: [letters]}]"])
     found = {n.name: n for n in runner.plan(recipe, tmp_path, HashMemo(tmp_path / "memo"), strict=False)}
     assert {name for name, node in found.items() if node.missing} == {"facts", "scores"}
-    assert "no adapter yet" in found["facts"].missing and "ALOE_DATA" in found["scores"].missing
+    assert "is not on this machine" in found["facts"].missing and "ALOE_DATA" in found["scores"].missing
     costs = runner.expectations(list(found.values()), Machine())
-    assert costs["facts"][0].rows == 920_633 and costs["scores"][1].minutes > 0.1
-    with pytest.raises(AloeError, match="no adapter yet"):
+    assert costs["facts"][0].rows == 1_375 and costs["scores"][1].minutes > 0.1
+    with pytest.raises(AloeError, match="is not on this machine"):
         runner.run(recipe, Machine(), tmp_path / "runs", log=QUIET)
 
 
