@@ -15,7 +15,8 @@ from aloe.core.errors import SourceError
 from aloe.core.rows import Message, Row
 from aloe.data.preference import Candidates, candidates, hh, hub_pairs, judged
 from aloe.data.sources import source_rows
-from aloe.data.synthesize import Made, Maker, SynthesisOptions, reason
+from aloe.data.synthesis_options import SynthesisOptions
+from aloe.data.synthesize import Made, Maker, reason
 from aloe.evals.refusal import is_refusal
 from aloe.models.fake import FakeModel
 from aloe.models.model import Generate
