@@ -14,12 +14,12 @@ from aloe.train.memory import Memory
 def budget(nodes: Sequence[Node], costs: dict[str, Cost], reasons: dict[str, str], machine: Machine) -> Iterator[str]:
     """A line a stage, the sums of those that would run, then what each training stage does on one device and what does not fit."""
     g_per_kwh = grid_g_per_kwh(machine)
-    yield f"{'stage':<16}{'kind':<10}{'state':<8}{'minutes':>9}{'RAM GB':>8}{'disk GB':>9}{'kWh':>9}{'kg CO2':>9}  why"
+    yield f"{'stage':<16}{'kind':<11}{'state':<8}{'minutes':>9}{'RAM GB':>8}{'disk GB':>9}{'kWh':>9}{'kg CO2':>9}  why"
     for node in nodes:
         cost = costs[node.name]
         kwh = cost.kwh(machine)
         figures = f"{cost.minutes:>9.1f}{cost.memory_gb:>8.1f}{cost.disk_gb:>9.2f}{kwh:>9.3g}{kwh * g_per_kwh / 1000:>9.2g}"
-        yield f"{node.name:<16}{node.stage.kind:<10}{'done' if node.done else 'run':<8}{figures}  {reasons.get(node.name, '')}"
+        yield f"{node.name:<16}{node.stage.kind:<11}{'done' if node.done else 'run':<8}{figures}  {reasons.get(node.name, '')}"
     waiting = [costs[node.name] for node in nodes if not node.done]
     minutes, kwh = sum(c.minutes for c in waiting), sum(c.kwh(machine) for c in waiting)
     devices = f"{machine.devices} x {machine.device}" if machine.devices > 1 else machine.device

@@ -11,7 +11,8 @@ import pytest
 
 from aloe.ask.strategy import run
 from aloe.data.preference import Candidates, candidates, judged
-from aloe.data.synthesize import Made, Maker, SynthesisOptions, reason
+from aloe.data.synthesis_options import SynthesisOptions
+from aloe.data.synthesize import Made, Maker, reason
 from aloe.evals.refusal import is_refusal
 from aloe.models.fake import FakeModel
 from aloe.models.model import Generate

@@ -15,7 +15,8 @@ from aloe.ask.reasoning import read_worked
 from aloe.ask.strategy import run
 from aloe.core.qa import Passage, Question
 from aloe.core.rows import Row
-from aloe.data.synthesize import Made, Maker, SynthesisOptions, answers, dialogues, question_of, questions, reason, unsolved, written_question
+from aloe.data.synthesis_options import SynthesisOptions
+from aloe.data.synthesize import Made, Maker, answers, dialogues, question_of, questions, reason, unsolved, written_question
 from aloe.evals.refusal import is_refusal
 from aloe.models.fake import FakeModel
 from aloe.models.model import Generate

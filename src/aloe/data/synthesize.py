@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
-
-from pydantic import Field, model_validator
+from typing import NamedTuple
 
 from aloe.ask import parse, prompts
 from aloe.ask import synthesis_prompts as wording
 from aloe.ask.reasoning import Worked, mentions_passage, read_worked
 from aloe.ask.strategy import Ask, done, gather
 from aloe.ask.vote import orders
-from aloe.core.config import Config
 from aloe.core.qa import LETTERS, Passage, Question
 from aloe.core.rows import Drop, Message, Row
 from aloe.core.seeds import seed_for
-from aloe.models.limits import Budget
+from aloe.data.synthesis_options import SynthesisOptions
 from aloe.models.model import Generate, Reply, Sampling
 
 STEP = "synthesize"
@@ -33,50 +30,6 @@ _WRITTEN = re.compile(
     r"\A\s*Question:\s*(?P<question>\S[\s\S]*?)\s*\n(?P<options>(?:[ \t]*[A-J][.)][ \t]+\S[^\n]*\n\s*)+)Key:\s*(?P<key>[A-J])\b[^\n]*\s*\Z"
 )
 _DIAGNOSIS = re.compile(r"^[\s>#*_]*diagnosis[\s*_]*:[ \t*_]*(?P<said>\S.*)$", re.IGNORECASE | re.MULTILINE)
-
-What = Literal["answers", "questions", "dialogues", "pairs"]
-
-
-class SynthesisOptions(Config):
-    """What is written, and what of it is kept."""
-
-    what: What
-    """answers: worked answers to the questions of `data`. questions: questions from passages, with worked answers. dialogues:
-    consultations that end in a diagnosis. pairs: two answers, the better one by a judge."""
-    samples: int = Field(default=4, ge=1)
-    """Answers (or consultations) that are drawn for each question."""
-    keep: int = Field(default=1, ge=1)
-    """Of the good ones, at most so many become rows."""
-    min_share: float = Field(default=0.0, ge=0, le=1)
-    """Rows whose question was answered rightly by a smaller share of the samples are dropped: a lucky guess teaches a bad argument."""
-    gold: Literal["hidden", "shown"] = "hidden"
-    """shown: the right answer stands in the prompt, as in the paper; the reasoning is then written towards it."""
-    max_tokens: int = Field(default=768, ge=1)
-    """Of one reply."""
-    temperature: float = Field(default=0.7, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    turns: int = Field(default=5, ge=1)
-    """Questions that the doctor of a dialogue may ask."""
-    budget: Budget = Budget()
-    """For the whole stage, all attempts and all its models together; where it is spent, the stage stops and can be resumed with more."""
-
-    @model_validator(mode="after")
-    def _fields_fit(self) -> SynthesisOptions:
-        unread = {
-            "gold": self.gold == "shown" and self.what != "answers",
-            "turns": self.turns != 5 and self.what != "dialogues",
-            "keep": self.keep != 1 and self.what == "pairs",
-            "min_share": self.min_share > 0 and (self.what == "pairs" or self.gold == "shown"),
-        }
-        for field, is_unread in unread.items():
-            if is_unread:
-                raise ValueError(f"{field} has no meaning for {self.what}" + (" with gold: shown" if self.gold == "shown" else ""))
-        if self.what == "pairs" and self.samples < 2:
-            raise ValueError("pairs need at least 2 samples")
-        if self.temperature == 0 and self.what == "pairs":
-            raise ValueError("pairs need a temperature: at 0 both answers would be the same")
-        return self
-
 
 class Made(NamedTuple):
     """What became of one question, passage or conversation."""

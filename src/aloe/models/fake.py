@@ -62,7 +62,7 @@ def _guess(question: str, draw: float) -> str:
     """A worked answer in the form that synthesis asks for (see `ask.synthesis_prompts`), without any knowledge in it. `draw` is in [0, 1)."""
     options = re.findall(r"^([A-J])\. (.+)$", question, re.MULTILINE)
     if not options:
-        return "I do not know anything, so that I cannot say what the answer to this would be.\nAnswer: unknown"
+        return "This is written by a rule that knows no medicine and draws among options by lot; there are none to draw from here.\nAnswer: unknown"
     letter, text = options[int(draw * len(options))]
     each = "\n".join(f"{name}. {option}: nothing speaks for or against it." for name, option in options)
     return f"This is written by a rule that knows no medicine.\n{each}\nConclusion: {letter}. {text} is drawn by lot.\nAnswer: {letter}"

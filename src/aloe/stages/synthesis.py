@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from aloe.artifact import Artifact, fingerprint
 from aloe.core.config import Machine
 from aloe.core.errors import SourceError
-from aloe.data.synthesize import SynthesisOptions
+from aloe.data.synthesis_options import SynthesisOptions
 from aloe.models.model import ModelSpec
 from aloe.stage import Asked, Context, Cost, Ref, Size, Stage
 
@@ -84,7 +84,7 @@ class Synthesize(SynthesisOptions, Stage):
         asked = self._asked(items, each)
         seconds = 0.0
         for role, share in (("model", 1.0), ("unsolved_by", 1 / self.samples)):
-            if role in self._models:
+            if role in self._models and not self._models[role].startswith("fake:"):
                 local = sizes[role].parameters / 135e6 if role in sizes else 0.0
                 here = asked.tokens_written * local / machine.generate_tokens_per_s + asked.tokens_read * local / machine.score_tokens_per_s
                 there = asked.tokens_written / REMOTE_TOKENS_PER_S / machine.remote_concurrency
