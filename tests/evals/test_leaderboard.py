@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aloe.evals.harness_data import write_local_tasks
 from aloe.evals.leaderboard import BBH_OPTIONS, BENCHMARKS, model_index, normalised, score, scores
 
 CARD = {"ifeval": 72.53, "bbh": 30.37, "math": 1.66, "gpqa": 2.46, "musr": 6.83, "mmlu-pro": 28.67}
@@ -69,3 +73,12 @@ def test_a_benchmark_of_which_a_part_was_not_measured_has_no_figure() -> None:
     del results["leaderboard_gpqa_main"]
     assert score("gpqa", results) is None
     assert "average" not in scores(results) and len(model_index("a/b", results)) == 5
+
+
+def test_what_is_at_hand_becomes_local_tasks_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    names = write_local_tasks(tmp_path, Path("/lm_eval/tasks"))
+    assert len(names) == 1 + len(BBH_OPTIONS) + 3 and not any("gpqa" in name or "math" in name or "mmlu_pro" in name for name in names)
+    task = json.loads((tmp_path / "leaderboard_bbh_navigate.yaml").read_text())
+    assert task["include"] == "/lm_eval/tasks/leaderboard/bbh_mc/navigate.yaml" and task["dataset_kwargs"]["field"] == "examples"
+    rows = [json.loads(line) for file in tmp_path.glob("musr-*.jsonl") for line in file.read_text().splitlines()]
+    assert len(rows) == 30 and all(row["answer_choice"] in ast.literal_eval(row["choices"]) for row in rows)

@@ -61,7 +61,7 @@ BENCHMARKS = {
     "musr": Benchmark(
         "MuSR (0-shot)", "TAUR-Lab/MuSR", None, None, 0, "acc_norm", "acc_norm",
         {"leaderboard_musr_murder_mysteries": 1 / 2, "leaderboard_musr_object_placements": 1 / 5, "leaderboard_musr_team_allocation": 1 / 3},
-        "all but 15 of its 756 questions",
+        "all but 30 of its 756 questions",
     ),
     "mmlu-pro": Benchmark(
         "MMLU-PRO (5-shot)", "TIGER-Lab/MMLU-Pro", "main", "test", 5, "acc", "accuracy", {"leaderboard_mmlu_pro": 0.1},
