@@ -103,10 +103,11 @@ def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
         tried.append(_try(name, task, at, how, questions)[0])
         yield _line(tried[-1], how.budget)
     found = choose(tried, wish.loss, how.budget)
-    lost = found.lost
     yield f"best: {found.best.strategy}; chosen, since at most {wish.loss:.1%} may be lost: {found.chosen.strategy}"
-    proved = "proved" if lost.high <= wish.loss else "not proved by so few questions"
-    yield f"lost against the best: {lost.value:.1%} (95 % interval {lost.low:.1%} to {lost.high:.1%}; that it is within {wish.loss:.1%} is {proved})"
+    if found.chosen is not found.best:
+        lost = found.lost
+        proved = "proved" if lost.high <= wish.loss else "not proved by so few questions"
+        yield f"lost against it: {lost.value:.1%} (95 % interval {lost.low:.1%} to {lost.high:.1%}; that it is within {wish.loss:.1%} is {proved})"
     calibration = None
     if wish.num_calibration:
         known = {question.id for question in questions}
