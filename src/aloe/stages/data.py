@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,9 +13,14 @@ from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import SourceError
+from aloe.data.dedup import Near
+from aloe.data.quality import Quality
 from aloe.stage import Context, Cost, Ref, Size, Stage
 from aloe.starter import pack
 from aloe.train.options import TokenOptions
+
+if TYPE_CHECKING:
+    from aloe.data.curate import Options
 
 
 class Base(Stage):
@@ -71,24 +76,42 @@ class Curate(Stage):
     """Raw records to rows; every row that leaves has a reason."""
 
     kind: Literal["curate"]
-    version: ClassVar[int] = 2  # 2: `avoid` compares a stem's last word whole
+    version: ClassVar[int] = 3  # 3: `repair` undoes mojibake; `avoid` looks for half of a question's word sequences, and before `exact`
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
     """Source name (see data/sources.py) or file:PATH.jsonl -> how much of it."""
-    steps: tuple[Literal["repair", "complete", "exact"], ...] = ("repair", "complete", "exact")
+    steps: tuple[Literal["repair", "links", "complete", "rules", "choices", "exact"], ...] = ("repair", "complete", "exact")
+    """In this order, but `exact`, which compares what all of them have left."""
+    languages: tuple[Literal["en", "es", "fr", "de", "it", "pt", "ca", "nl"], ...] = ()
+    """A row that is clearly in another one is dropped; none given: not looked at."""
+    phi: Literal["keep", "mask", "drop"] = "keep"
+    """Patterns of personal health information: left, masked, or a reason to drop the row."""
     avoid: tuple[str, ...] = ()
     """Evaluation tasks whose questions must not stand in any row."""
+    avoid_coverage: float = Field(default=0.5, gt=0, le=1)
+    """Share of a question's 8-word sequences that a row may not hold. Questions under 8 words are looked for as whole turns."""
+    avoid_judge: str | None = None
+    """A model (hf:PATH, http://HOST/v1#NAME) that decides about the rows so found; None drops them all."""
+    min_characters: int = Field(default=0, ge=0)
     max_characters: int | None = Field(default=None, ge=1)
+    near: Near | None = None
+    """Rows like an earlier one are dropped; None keeps them."""
+    quality: Quality | None = None
+    """The poorest rows are dropped; None keeps them."""
+    templates: tuple[str, ...] = ()
+    """Sources whose questions get an instruction of their task in front (data/templates.yaml)."""
 
     def reads(self) -> dict[str, Path]:
         from aloe.ask import prompts
         from aloe.core import toy
-        from aloe.data import starter
+        from aloe.data import starter, templates
         from aloe.data.sources import source_files
         from aloe.evals.task import task_files
 
         files = {f"source {name}: {file.name}": file for name in self.sources for file in source_files(name)}
         files |= {f"avoid {name}: {file.name}": file for name in self.avoid for file in task_files(name)}
+        if self.templates:
+            files["templates"] = templates.FILE
         if any(name.startswith("toy") for name in self.sources):
             files["toy"] = Path(toy.__file__)
         if any(name.startswith("starter") for name in self.sources):
@@ -110,18 +133,17 @@ class Curate(Stage):
         return Size(**found._asdict()), Cost(0.02 + found.rows / 2e5)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.forks import num_processes
         from aloe.core.rows import write_jsonl
         from aloe.data import curate
         from aloe.data.sources import source_rows
-        from aloe.evals.task import open_task
 
-        steps = [curate.STEPS[name] for name in self.steps]
-        if self.avoid:
-            steps.append(curate.avoid({curate.normal(q.text): q.id for name in self.avoid for q in open_task(name).questions("test")}))
-        if self.max_characters:
-            steps.append(curate.length(self.max_characters))
+        options = self.options(context)
         sources = {name: (source_rows(name), plan.n) for name, plan in self.sources.items()}
-        result = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", part=name))
+        processes = min(context.machine.threads or num_processes(), num_processes())
+        result = curate.curate(
+            sources, options, context.seed, lambda name: context.log.event("progress", part=name), context.work, processes
+        )
         if not result.rows:
             raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
         write_jsonl(out / "rows.jsonl.gz", result.rows)
@@ -130,6 +152,34 @@ class Curate(Stage):
         licences = sorted({f"{row.source}: {row.licence}" for row in result.rows})
         characters = sum(len(m.content) for row in result.rows for m in row.messages)
         return {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
+
+    def options(self, context: Context) -> Options:
+        """What `curate.curate` does to rows; opens the models that judge and score."""
+        from aloe.data import clean, curate, templates
+        from aloe.data.decontaminate import Questions
+        from aloe.data.quality import BUILT_IN
+        from aloe.evals.task import open_task
+        from aloe.models.model import open_model
+
+        steps = [curate.STEPS[name] for name in self.steps if name != "exact"]
+        if self.languages:
+            steps.append(clean.languages(self.languages))
+        if self.phi != "keep":
+            steps.append(clean.phi(self.phi))
+        if self.min_characters or self.max_characters:
+            steps.append(clean.length(self.min_characters, self.max_characters))
+        asked = {q.id: q.text for name in self.avoid for q in open_task(name).questions("test")}
+        scorer = self.quality.scorer if self.quality else BUILT_IN
+        return curate.Options(
+            steps=steps,
+            questions=Questions(asked, self.avoid_coverage) if self.avoid else None,
+            judge=open_model(self.avoid_judge, context.machine) if self.avoid_judge else None,
+            exact="exact" in self.steps,
+            near=self.near,
+            quality=self.quality,
+            scorer=None if scorer == BUILT_IN else open_model(scorer, context.machine),
+            finish=templates.instructing(self.templates, context.seed) if self.templates else None,
+        )
 
 
 class Tokens(Stage, TokenOptions):

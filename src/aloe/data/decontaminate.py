@@ -1,0 +1,113 @@
+"""Rows that hold an evaluation question: half of its 8-word sequences, or, of a question too short for that, the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from aloe.core.rows import Message, Row
+from aloe.data.clean import user_turns
+from aloe.data.hashing import I64, U64, grams, normal, whole, words
+from aloe.models.model import Generate, Model, Sampling
+
+GRAM = 8
+_BITS_A_GRAM = 16
+
+JUDGE_PROMPT = """Below are a question of an examination and a text from a training set. Would somebody who has learnt the text know the \
+examination's question already: is the same thing asked about the same case, be it in other words, in another order or with other options?
+
+Examination:
+{question}
+
+Training text:
+{text}
+
+Answer with one word, YES or NO."""
+
+
+class Hit(NamedTuple):
+    """Of the texts given, text `text` holds `share` of question number `question`."""
+
+    text: int
+    question: int
+    share: float
+
+
+class Questions:
+    """Evaluation questions, to be looked for in many texts at once. `asked`: id -> text."""
+
+    def __init__(self, asked: Mapping[str, str], coverage: float) -> None:
+        self.names, self.stems, self.coverage = list(asked), list(asked.values()), coverage
+        found = words(self.stems)
+        pairs = grams(found, GRAM)
+        order = np.lexsort((pairs.texts, pairs.hashes))
+        hashes, stems = pairs.hashes[order], pairs.texts[order]
+        new = np.concatenate([[True], (hashes[1:] != hashes[:-1]) | (stems[1:] != stems[:-1])]) if len(order) else np.empty(0, bool)
+        self._hashes, self._stems = hashes[new], stems[new]
+        self._num_grams = np.bincount(self._stems, minlength=len(self.stems))
+        # A short stem is looked up by the hash of all its words.
+        short = np.flatnonzero((found.counts < GRAM) & (found.counts > 0))
+        keys = whole(found)[short]
+        self._short = dict(zip(keys.tolist(), short.tolist(), strict=True))
+        self._short_keys = np.unique(keys)
+
+    @cached_property
+    def _filter(self) -> tuple[np.uint64, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+        """Which leading bits of a hash occur at all: most sequences are refused here."""
+        bits = max(10, int(np.ceil(np.log2(max(1, len(self._hashes)) * _BITS_A_GRAM))))
+        shift = np.uint64(64 - bits)
+        table = np.zeros(1 << bits, bool)
+        table[self._hashes >> shift] = True
+        return shift, table
+
+    def found_in(self, rows: Sequence[Row]) -> list[Hit]:
+        """For each row that holds at least the coverage of a question in the user's turns, the one that it holds most of."""
+        turns = [(number, m.content) for number, row in enumerate(rows) for m in user_turns(row)]
+        owner = np.array([number for number, _ in turns], np.int64)
+        said = words([text for _, text in turns])
+        best: dict[int, Hit] = {}
+        for hit in [*self._short_hits(whole(said), owner), *self._long_hits(*grams(said, GRAM), owner)]:
+            if hit.text not in best or (hit.share, -hit.question) > (best[hit.text].share, -best[hit.text].question):
+                best[hit.text] = hit
+        return [best[text] for text in sorted(best)]
+
+    def _short_hits(self, keys: U64, owner: I64) -> list[Hit]:
+        return [Hit(int(owner[turn]), self._short[int(keys[turn])], 1.0) for turn in np.flatnonzero(np.isin(keys, self._short_keys))]
+
+    def _long_hits(self, hashes: U64, turns: I64, owner: I64) -> list[Hit]:
+        if not len(self._hashes) or not len(hashes):
+            return []
+        shift, table = self._filter
+        maybe = np.flatnonzero(table[hashes >> shift])
+        hashes, texts = hashes[maybe], owner[turns[maybe]]
+        begin, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        count = end - begin
+        at = np.arange(count.sum()) + np.repeat(begin - np.cumsum(count) + count, count)
+        triples = np.stack([np.repeat(texts, count), self._stems[at], at])  # `at` tells the sequence: one that stands twice counts once
+        triples = np.unique(triples, axis=1)
+        pairs, covered = np.unique(triples[:2], axis=1, return_counts=True)
+        share = covered / self._num_grams[pairs[1]]
+        return [Hit(int(pairs[0, k]), int(pairs[1, k]), float(share[k])) for k in np.flatnonzero(share >= self.coverage)]
+
+    def reason(self, hit: Hit) -> str:
+        """For the drop."""
+        return f"contains {self.names[hit.question]}" + ("" if hit.share >= 1 else f" ({hit.share:.0%} of its {GRAM}-word sequences)")
+
+
+def judged(model: Model, pairs: Sequence[tuple[str, Row]]) -> list[bool | None]:
+    """Whether the model takes each (question, row) for the same question; None where it says neither YES nor NO."""
+    requests = [
+        Generate(
+            messages=(Message(role="user", content=JUDGE_PROMPT.format(question=stem, text="\n\n".join(m.content for m in user_turns(row)))),),
+            sampling=Sampling(max_tokens=8),
+        )
+        for stem, row in pairs
+    ]
+    found: list[bool | None] = [None] * len(pairs)
+    for number, reply in model.reply(requests):
+        words_said = normal(reply.text).split()
+        found[number] = {"yes": True, "no": False}.get(words_said[0]) if words_said else None
+    return found
