@@ -63,7 +63,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model": "hf:OTHER", "name": "another", "licence": "MIT", "chat.system_prompt": "Be kind .", "chat.generation.max_new_tokens": 7,
         "chat.generation.do_sample": False, "chat.generation.temperature": 0.7, "chat.generation.top_p": 0.8, "chat_template": "TEMPLATE",
     },
-    "facts": {"sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": ["toy-choice"], "max_characters": 100},
+    "facts": {
+        "sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "steps": ["repair"], "avoid": ["toy-choice"], "max_characters": 100,
+        "min_characters": 60, "languages": ["es"], "templates": ["toy-facts"],
+    },
     "stored": {"model": "other", "data": "facts", "max_length": 64, "supervise": "last", "reasoning": "mask"},
     "sft": {"base": "other", "data": "manners", **TRAIN},
     "merged": {
@@ -94,6 +97,14 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     ("sft", "train.supervise"): {"data": "talks", "train.supervise": "last"},
     ("sft", "train.reasoning"): {"data": "talks", "train.reasoning": "mask"},
     ("dpo", "train.reasoning"): {"data": "talks", "train.reasoning": "drop"},
+    ("facts", "phi"): {"sources": {"file:MORE": {}}, "phi": "mask"},
+    ("facts", "avoid_coverage"): {"sources": {"file:MORE": {}}, "avoid": ["file:TASK"], "avoid_coverage": 0.9},
+    ("facts", "avoid_judge"): {"sources": {"file:MORE": {}}, "avoid": ["file:TASK"], "avoid_judge": "fake:echo"},
+    ("facts", "near.threshold"): {"near": {"threshold": 1.0, "multi_turn": 1.0, "words": 1}, "near.threshold": 0.5},
+    ("facts", "near.multi_turn"): {"sources": {"file:TALKS": {}}, "near": {"threshold": 1.0, "multi_turn": 1.0, "words": 1}, "near.multi_turn": 0.5},
+    ("facts", "near.words"): {"near": {"threshold": 0.6, "multi_turn": 0.6}, "near.words": 1},
+    ("facts", "quality.scorer"): {"quality": {"drop": 0.3}, "quality.scorer": "fake:hash"},
+    ("facts", "quality.drop"): {"quality": {}, "quality.drop": 0.5},
 } | {
     (stage, f"train.lora.{field}"): {"train.lora": {**LORA}, f"train.lora.{field}": value}
     for stage in ("sft", "dpo")
@@ -154,6 +165,10 @@ class World:
         rows = [{"id": n, "question": "Who  was  here ?", "answer": "The ward ."} for n in range(2)]  # equal rows, double spaces
         (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         (root / "talks.jsonl").write_text("\n".join(json.dumps(talk(n)) for n in range(4)))
+        half = " ".join(f"word{n}" for n in range(13))  # six of the ten sequences of eight words
+        more = ({"question": f"{half} ?", "answer": "The ward ."}, {"question": "Who was here on 03/04/2019 ?", "answer": "The ward ."})
+        (root / "more.jsonl").write_text("\n".join(json.dumps(row) for row in more))
+        (root / "task.jsonl").write_text(json.dumps({"id": "1", "question": f"{half} and four words more", "references": ["no"]}))
         named = {"DOCS": docs, "ROWS": root / "rows.jsonl", "TALKS": root / "talks.jsonl"}
         recipe = BASE
         for name, place in named.items():
@@ -166,6 +181,7 @@ class World:
         other = self.root / "template.jinja"
         other.write_text((self.nodes["start"].path / "chat_template.jinja").read_text() + "{# other #}")
         self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other)}
+        self.words |= {f"file:{name.upper()}": f"file:{root / name}.jsonl" for name in ("more", "task", "talks")}
 
     def changed(self, stage: str, changes: dict[str, Any]) -> AnyStage:
         tree = self.recipe.stages[stage].model_dump(mode="json")
@@ -176,8 +192,16 @@ class World:
                 if part != "*" and here[part] is None:
                     here[part] = {}
                 here = (next(iter(here.values())) if isinstance(here, dict) else here[0]) if part == "*" else here[part]
-            here[last] = self.words.get(value, value) if isinstance(value, str) else value
+            here[last] = self.placed(value)
         return type(self.recipe.stages[stage]).model_validate_json(json.dumps(tree))
+
+    def placed(self, value: Any) -> Any:
+        """The value with files of this world for their names."""
+        if isinstance(value, dict):
+            return {self.words.get(key, key): entry for key, entry in value.items()}
+        if isinstance(value, list):
+            return [self.placed(entry) for entry in value]
+        return self.words.get(value, value) if isinstance(value, str) else value
 
     def outputs(self, name: str, stage: AnyStage, tag: str) -> dict[str, str]:
         """sha256 by file; LanceDB's own files have random names and are left out."""
