@@ -116,7 +116,7 @@ def ours(job: Job) -> Job:
     from aloe.data.clean import complete, links, repair, rules
     from aloe.data.curate import Options, curate
     from aloe.data.decontaminate import Questions
-    from aloe.data.dedup import Near
+    from aloe.data.settings import Near
 
     begin = time.perf_counter()
     if job["whole"]:

@@ -27,7 +27,10 @@ def main(job: dict) -> None:
     with tempfile.TemporaryDirectory(dir=job["work"]) as work:
         begin = time.perf_counter()
         for tasks, pipeline in (
-            (len(files), [JsonlReader(str(folder), glob_pattern="part-*.jsonl", adapter=document), MinhashDedupSignature(f"{work}/signatures", config)]),
+            (
+                len(files),
+                [JsonlReader(str(folder), glob_pattern="part-*.jsonl", adapter=document), MinhashDedupSignature(f"{work}/signatures", config)],
+            ),
             (config.num_buckets, [MinhashDedupBuckets(f"{work}/signatures", f"{work}/buckets", config=config)]),
             (1, [MinhashDedupCluster(f"{work}/buckets", f"{work}/clusters", config, save_cluster_id=True)]),
         ):

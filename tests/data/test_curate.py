@@ -15,6 +15,9 @@ from aloe.data.hashing import normal
 from toys import assistant, row, system, user
 
 
+NOTHING = Options()
+
+
 def silent(name: str) -> None:
     pass
 
@@ -24,7 +27,7 @@ def drops(step: Step, rows: Iterable[Row]) -> dict[str, str]:
     return {item.row.id: item.reason for item in step(rows) if isinstance(item, Drop)}
 
 
-def run(sources: dict[str, tuple[Sequence[Row], int | None]], options: Options = Options(), seed: int = 1) -> Curated:
+def run(sources: dict[str, tuple[Sequence[Row], int | None]], options: Options = NOTHING, seed: int = 1) -> Curated:
     return curate(sources, options, seed, silent)
 
 
@@ -107,8 +110,8 @@ def asked(*questions: str, stems: dict[str, str] | None = None, coverage: float 
 
 def test_avoid_finds_a_stem_inside_a_longer_prompt_whatever_its_case_and_punctuation() -> None:
     found = asked(f"Read this. {STEM.upper()}!\n\nA. Yes\nB. No", STEM, f"x {STEM[:-12]} during", f"x {STEM[-24:]}")
-    # 12 words have five sequences of eight; the third prompt holds eleven of the words.
-    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7", "test/2": "contains medqa/7 (80% of its 8-word sequences)"}
+    # 12 words have five sequences of eight; the third prompt holds the first ten.
+    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7", "test/2": "contains medqa/7 (60% of its 8-word sequences)"}
 
 
 def test_a_question_counts_as_contained_from_the_coverage_on() -> None:

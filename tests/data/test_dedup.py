@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from aloe.core.rows import Row, ToolCall
 from aloe.data import curate as curating
 from aloe.data.curate import Curated, Options, curate
-from aloe.data.dedup import Near, band_keys, first_of, jaccard, said, shingle_sets, signatures
+from aloe.data.dedup import band_keys, first_of, jaccard, said, shingle_sets, signatures
 from aloe.data.hashing import words
+from aloe.data.settings import Near
 from toys import assistant, row, user
 
 VOCABULARY = [f"w{n}" for n in range(3000)]

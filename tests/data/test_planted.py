@@ -12,8 +12,8 @@ from aloe.core.public_data import data_file, read_csv, read_json
 from aloe.core.rows import Row
 from aloe.data.curate import Curated, Options, curate
 from aloe.data.decontaminate import GRAM, Questions
-from aloe.data.dedup import Near
 from aloe.data.hashing import normal
+from aloe.data.settings import Near
 from aloe.data.sources import choice_row
 from toys import row
 
@@ -74,12 +74,21 @@ def test_planted_questions_of_examinations_are_found(data_root: Path, capsys: py
     asked = mirage("medqa", "mmlu-medical", "medmcqa", "bioasq", "openmedqa")
     draws = random.Random(1)
     long = sorted(name for name, text in asked.items() if len(normal(text).split()) >= 2 * GRAM)
-    rows = [*dolly(), *(choice_row("medmcqa", r["id"], r["question"], tuple(r["options"].values()), 0) for r in read_json(data_file("medmcqa/medmcqa_val.json")).values())]
+    rows = [
+        *dolly(),
+        *(
+            choice_row("medmcqa", r["id"], r["question"], tuple(r["options"].values()), 0)
+            for r in read_json(data_file("medmcqa/medmcqa_val.json")).values()
+        ),
+    ]
     options = Options(questions=Questions(asked, 0.5))
     before = {d.row.id for d in found_by(rows, options).drops}
     chosen = draws.sample(long, len(KINDS) * EACH)
     planted = {f"test/{KINDS[n % 4]}-{n}": KINDS[n % 4] for n in range(len(chosen))}
-    more = [row(name.removeprefix("test/"), f"Case. {copied(asked[q], kind, draws)} Reply.") for (name, kind), q in zip(planted.items(), chosen, strict=True)]
+    more = [
+        row(name.removeprefix("test/"), f"Case. {copied(asked[q], kind, draws)} Reply.")
+        for (name, kind), q in zip(planted.items(), chosen, strict=True)
+    ]
     found = {d.row.id for d in found_by([*rows, *more], options).drops}
     check(planted, found, before, capsys, "avoid")
 
@@ -93,7 +102,10 @@ def test_planted_copies_of_rows_are_found(real: bool, capsys: pytest.CaptureFixt
         base += [row(f"q-{n}", text, "") for n, text in enumerate(mirage("medqa", "mmlu-medical").values()) if len(normal(text).split()) >= 60]
     else:
         vocabulary = [f"w{n}" for n in range(5000)]
-        base = [row(f"g-{n}", " ".join(draws.choices(vocabulary, k=20)), ". ".join(" ".join(draws.choices(vocabulary, k=15)) for _ in range(6)) + ".") for n in range(3000)]
+        base = [
+            row(f"g-{n}", " ".join(draws.choices(vocabulary, k=20)), ". ".join(" ".join(draws.choices(vocabulary, k=15)) for _ in range(6)) + ".")
+            for n in range(3000)
+        ]
     options = Options(exact=True, near=Near())
     before = {d.row.id for d in found_by(base, options).drops}
     chosen = draws.sample([r for r in base if r.id not in before], len(KINDS) * EACH)
@@ -110,11 +122,22 @@ def test_planted_copies_of_rows_are_found(real: bool, capsys: pytest.CaptureFixt
 
 def test_known_overlaps_are_found(data_root: Path) -> None:
     records = list(read_json(data_file("medmcqa/medmcqa_val.json")).values())
-    rows = [choice_row("medmcqa", r["id"], r["question"], tuple(r["options"][x] for x in sorted(r["options"])), "ABCD".index(r["correct_answer"])) for r in records]
+    rows = [
+        choice_row("medmcqa", r["id"], r["question"], tuple(r["options"][x] for x in sorted(r["options"])), "ABCD".index(r["correct_answer"]))
+        for r in records
+    ]
     drops = found_by(rows, Options(exact=True, near=Near())).drops
     assert len(drops) >= 123
     files = sorted(data_file("mmlu_medical").glob("mmlu_*_val.json"))
-    tests = {f"{file.stem}/{r['id']}": r["question"] for file in sorted(data_file("mmlu_medical").glob("mmlu_*_test.json")) for r in read_json(file).values()}
-    validation = [choice_row("medmcqa", f"{file.stem}-{r['id']}", r["question"], tuple(r["options"].values()), 0) for file in files for r in read_json(file).values()]
+    tests = {
+        f"{file.stem}/{r['id']}": r["question"]
+        for file in sorted(data_file("mmlu_medical").glob("mmlu_*_test.json"))
+        for r in read_json(file).values()
+    }
+    validation = [
+        choice_row("medmcqa", f"{file.stem}-{r['id']}", r["question"], tuple(r["options"].values()), 0)
+        for file in files
+        for r in read_json(file).values()
+    ]
     overlap = [d for d in found_by(validation, Options(questions=Questions(tests, 0.5))).drops if d.reason.count("%") == 0]
     assert len(overlap) == 14

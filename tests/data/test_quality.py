@@ -4,7 +4,8 @@ import math
 
 from aloe.core.rows import Row
 from aloe.data.curate import Options, curate
-from aloe.data.quality import Quality, built_in, by_model
+from aloe.data.quality import built_in, by_model
+from aloe.data.settings import Quality
 from aloe.models.fake import FakeModel
 from aloe.models.model import Reply, Score
 from toys import row

@@ -52,14 +52,16 @@ def repair(row: Row) -> Row | Drop:
 
 def repaired(text: str) -> str:
     """See `repair`; a text that was repaired stays as it is."""
+    while (mended := _once(text)) != text:  # what was apart may belong together now
+        text = mended
+    return text
+
+
+def _once(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", unmojibake(text))
-    if "\r" in text:
-        text = text.replace("\r\n", "\n")
     if not text.isprintable():  # a line break is not printable either: the cheap question first
-        text = _CONTROL.sub("", text)
-        if not text.isascii():
-            text = unicodedata.normalize("NFC", unmojibake(text))  # a control character may have stood between what belongs together
+        text = _CONTROL.sub("", text.replace("\r\n", "\n"))
     return _LINE_ENDS.sub("", _SPACES.sub(" ", text)).strip()
 
 
@@ -116,8 +118,9 @@ def rules(row: Row) -> Row | Drop:
 
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-J])[.):][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+_LONGEST_CHOICE = 400
 _LETTER_ANSWER = re.compile(
-    r"(?:the\s+)?(?:correct\s+|final\s+|right\s+|best\s+)?(?:answer|option|choice)?\s*(?:is|:|=)?\s*(?:option\s+)?[(\[]?([A-Ja-j])[)\].:]*(?:\s+(.+?))?\.?", re.IGNORECASE
+    r"(?:the\s+)?(?:correct\s+|final\s+|right\s+|best\s+)?(?:answer|option|choice)?(?:\s*(?:is|:|=))*\s*(?:option\s+)?[(\[]?([A-Ja-j])[)\].:]*(?:\s+(.+?))?\.?", re.IGNORECASE
 )  # fmt: skip
 
 
@@ -125,13 +128,13 @@ _LETTER_ANSWER = re.compile(
 def choices(row: Row) -> Row | Drop:
     """Bare answers to a multiple-choice question ("b)", "Answer: B", "The correct answer is B. Iron") as the letter and the option's text,
     "B. Iron". Answers that say more stay. Drops a row whose letter is none of the options."""
-    if len(row.messages) < 2 or row.messages[-2].role != "user" or row.answer.tool_calls:
+    if len(row.messages) < 2 or row.messages[-2].role != "user" or len(row.answer.content) > _LONGEST_CHOICE:
         return row
     options = dict(_OPTION.findall(row.messages[-2].content))
     if len(options) < 2 or sorted(options) != list(LETTERS[: len(options)]):
         return row
     given = _LETTER_ANSWER.fullmatch(row.answer.content)
-    if given is None or given[2] and normal(given[2]) != normal(options.get(given[1].upper(), "")):
+    if given is None or (given[2] and normal(given[2]) != normal(options.get(given[1].upper(), ""))):
         return row
     letter = given[1].upper()
     if letter not in options:

@@ -20,9 +20,10 @@ from aloe.core.rows import Drop, Row, Step
 from aloe.core.seeds import seed_for
 from aloe.data import clean
 from aloe.data.decontaminate import Questions, judged
-from aloe.data.dedup import Near, band_keys, first_of, near_rows, said
+from aloe.data.dedup import band_keys, first_of, near_rows, said
 from aloe.data.hashing import I64, whole, words
-from aloe.data.quality import Quality, Scores, built_in, by_model
+from aloe.data.quality import Scores, built_in, by_model
+from aloe.data.settings import Near, Quality
 from aloe.data.spool import Spool, Stored, drop_of, packed, packed_drops, row_of
 from aloe.models.model import Model
 
@@ -176,9 +177,7 @@ def _alone(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> _Bl
     """All that is done to rows one by one; the work of a process."""
     found = [_some(options, seed, block[at : at + _AT_ONCE]) for at in range(0, len(block), _AT_ONCE)] or [_some(options, seed, [])]
     facts = {key: np.concatenate([part.facts[key] for part in found]) for key in found[0].facts}
-    lists = {
-        name: [x for part in found for x in getattr(part, name)] for name in ("sizes", "sources", "drop_sizes", "drop_sources", "drop_steps")
-    }
+    lists = {name: [x for part in found for x in getattr(part, name)] for name in ("sizes", "sources", "drop_sizes", "drop_sources", "drop_steps")}
     return _Block(records=b"".join(part.records for part in found), drops=b"".join(part.drops for part in found), facts=facts, **lists)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -53,15 +52,11 @@ class Questions:
         keys = whole(found)[short]
         self._short = dict(zip(keys.tolist(), short.tolist(), strict=True))
         self._short_keys = np.unique(keys)
-
-    @cached_property
-    def _filter(self) -> tuple[np.uint64, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-        """Which leading bits of a hash occur at all: most sequences are refused here."""
+        # Which leading bits of a hash occur at all: most sequences are refused by them.
         bits = max(10, int(np.ceil(np.log2(max(1, len(self._hashes)) * _BITS_A_GRAM))))
-        shift = np.uint64(64 - bits)
-        table = np.zeros(1 << bits, bool)
-        table[self._hashes >> shift] = True
-        return shift, table
+        self._shift = np.uint64(64 - bits)
+        self._occurs = np.zeros(1 << bits, bool)
+        self._occurs[self._hashes >> self._shift] = True
 
     def found_in(self, rows: Sequence[Row]) -> list[Hit]:
         """For each row that holds at least the coverage of a question in the user's turns, the one that it holds most of."""
@@ -80,8 +75,7 @@ class Questions:
     def _long_hits(self, hashes: U64, turns: I64, owner: I64) -> list[Hit]:
         if not len(self._hashes) or not len(hashes):
             return []
-        shift, table = self._filter
-        maybe = np.flatnonzero(table[hashes >> shift])
+        maybe = np.flatnonzero(self._occurs[hashes >> self._shift])
         hashes, texts = hashes[maybe], owner[turns[maybe]]
         begin, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
         count = end - begin

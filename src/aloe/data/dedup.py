@@ -13,34 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from aloe.core.config import Config
 from aloe.core.forks import in_processes
 from aloe.core.rows import Row
 from aloe.data.hashing import I64, U64, Words, mixed, shingles, words
+from aloe.data.settings import Near
 
 _TURN = " \x1e "  # between turns
 _EMPTY = np.uint32(2**32 - 1)
-_MOST_BINS, _RECALL = 112, 0.99
 _PAIRS_AT_ONCE = 2048
-
-
-class Near(Config):
-    """When two rows are near. The default thresholds are the paper's; see docs/curate.md."""
-
-    threshold: float = Field(default=0.72, gt=0.3, le=1)
-    """Jaccard similarity of the two rows' word sequences, question and answer together."""
-    multi_turn: float = Field(default=0.77, gt=0.3, le=1)
-    """The same where one of the two has several turns of the user."""
-    words: int = Field(default=5, ge=1, le=20)
-    """Length of a word sequence."""
-
-    def bands(self) -> tuple[int, int]:
-        """Number of bands and bins in each: the most selective ones that bring two rows at the threshold together in 99 of 100 cases."""
-        lowest = min(self.threshold, self.multi_turn)
-        fitting = [(_MOST_BINS // rows, rows) for rows in range(12, 0, -1) if 1 - (1 - lowest**rows) ** (_MOST_BINS // rows) >= _RECALL]
-        return fitting[0]
 
 
 def said(row: Row) -> str:

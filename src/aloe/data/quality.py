@@ -8,13 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pydantic import Field
-
-from aloe.core.config import Config
 from aloe.core.rows import Message, Row
 from aloe.models.model import Model, Score
 
-BUILT_IN = "built-in"
 _GRADES = ("1", "2", "3", "4", "5", "6")
 COMPLEXITY_PROMPT = """How much knowledge and how many steps of reasoning does this task ask for? 1 is the simplest, 6 the most complex.
 
@@ -30,15 +26,6 @@ Answer:
 {answer}
 
 Answer with one digit from 1 to 6."""
-
-
-class Quality(Config):
-    """Which rows are too poor to learn from."""
-
-    scorer: str = BUILT_IN
-    """`built-in`, a rule of thumb, or a model: hf:PATH, package:PKG/FILE.gguf, http://HOST/v1#NAME."""
-    drop: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the rows that leaves: those with the lowest quality times complexity."""
 
 
 class Scores(NamedTuple):

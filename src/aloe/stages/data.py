@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,8 +13,8 @@ from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import SourceError
-from aloe.data.dedup import Near
-from aloe.data.quality import Quality
+from aloe.core.rows import Row
+from aloe.data.settings import BUILT_IN, Near, Quality
 from aloe.stage import Context, Cost, Ref, Size, Stage
 from aloe.starter import pack
 from aloe.train.options import TokenOptions
@@ -107,9 +107,11 @@ class Curate(Stage):
         from aloe.data import starter, templates
         from aloe.data.sources import source_files
         from aloe.evals.task import task_files
+        from aloe.models.base import locate
 
         files = {f"source {name}: {file.name}": file for name in self.sources for file in source_files(name)}
         files |= {f"avoid {name}: {file.name}": file for name in self.avoid for file in task_files(name)}
+        files |= {f"model {spec}": path for spec in self._models() if spec.startswith(("hf:", "package:")) and (path := locate(spec))}
         if self.templates:
             files["templates"] = templates.FILE
         if any(name.startswith("toy") for name in self.sources):
@@ -141,23 +143,32 @@ class Curate(Stage):
         options = self.options(context)
         sources = {name: (source_rows(name), plan.n) for name, plan in self.sources.items()}
         processes = min(context.machine.threads or num_processes(), num_processes())
-        result = curate.curate(
-            sources, options, context.seed, lambda name: context.log.event("progress", part=name), context.work, processes
-        )
+        result = curate.curate(sources, options, context.seed, lambda name: context.log.event("progress", part=name), context.work, processes)
         if not result.rows:
             raise SourceError("no row is left", where=context.name, do="look at the drops, or loosen the steps")
-        write_jsonl(out / "rows.jsonl.gz", result.rows)
+        licences, characters = set[str](), 0
+
+        def noted() -> Iterator[Row]:
+            nonlocal characters
+            for row in result.rows:
+                licences.add(f"{row.source}: {row.licence}")
+                characters += sum(len(m.content) for m in row.messages)
+                yield row
+
+        write_jsonl(out / "rows.jsonl.gz", noted())
         write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in result.drops))
         (out / "counts.json").write_text(json.dumps(result.counts, indent=1))
-        licences = sorted({f"{row.source}: {row.licence}" for row in result.rows})
-        characters = sum(len(m.content) for row in result.rows for m in row.messages)
-        return {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts, "licences": licences}
+        metrics = {"rows": len(result.rows), "drops": len(result.drops), "characters": characters, "counts": result.counts}
+        return metrics | {"licences": sorted(licences)}
+
+    def _models(self) -> list[str]:
+        scorer = self.quality.scorer if self.quality else BUILT_IN
+        return [spec for spec in (self.avoid_judge, scorer) if spec and spec != BUILT_IN]
 
     def options(self, context: Context) -> Options:
         """What `curate.curate` does to rows; opens the models that judge and score."""
         from aloe.data import clean, curate, templates
         from aloe.data.decontaminate import Questions
-        from aloe.data.quality import BUILT_IN
         from aloe.evals.task import open_task
         from aloe.models.model import open_model
 
