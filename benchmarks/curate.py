@@ -4,7 +4,7 @@ decontaminate on two cores with at most 6 GB.
 `python benchmarks/curate.py [--quick]` writes results/curate.json. Rows are generated, with planted copies of known kinds. Each run is a fresh
 process and counts the whole way from JSON lines on disk to the set of rows that leave; writing what stays is counted on neither side.
 datatrove runs its signatures, buckets and clusters with its defaults (5 words, 14 x 8), as two tasks in two processes. What either finds is
-also compared with the truth: every pair that shares a word sequence, by exact Jaccard similarity. Memory is the proportional set size of all processes.
+also compared with the truth: every pair that shares a word sequence, by exact Jaccard similarity. Memory: proportional set size of all processes.
 """
 
 from __future__ import annotations

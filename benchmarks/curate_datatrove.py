@@ -40,7 +40,7 @@ def main(job: dict) -> None:
         # Which row of a cluster stays is by chance of the union there: here as with us the first.
         clusters = defaultdict(list)
         for rank, file in enumerate(files):
-            ids = [json.loads(line)["id"] for line in Path(file).open()]
+            ids = [json.loads(line)["id"] for line in Path(file).read_text().splitlines()]
             for doc, cluster in struct.iter_unpack("<II", (Path(work) / "clusters" / f"{rank:06d}.clusters").read_bytes()):
                 clusters[cluster].append((rank, doc, ids[doc]))
     flagged = sorted(name for members in clusters.values() for _, _, name in sorted(members)[1:])

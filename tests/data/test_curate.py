@@ -14,7 +14,6 @@ from aloe.data.decontaminate import Questions
 from aloe.data.hashing import normal
 from toys import assistant, row, system, user
 
-
 NOTHING = Options()
 
 
@@ -110,26 +109,28 @@ def asked(*questions: str, stems: dict[str, str] | None = None, coverage: float 
 
 def test_avoid_finds_a_stem_inside_a_longer_prompt_whatever_its_case_and_punctuation() -> None:
     found = asked(f"Read this. {STEM.upper()}!\n\nA. Yes\nB. No", STEM, f"x {STEM[:-12]} during", f"x {STEM[-24:]}")
-    # 12 words have five sequences of eight; the third prompt holds the first ten.
-    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7", "test/2": "contains medqa/7 (60% of its 8-word sequences)"}
+    # The third prompt holds the first ten of 13 words.
+    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7", "test/2": "contains medqa/7 (77% of its words, in sequences of 8)"}
 
 
 def test_a_question_counts_as_contained_from_the_coverage_on() -> None:
-    words = [f"w{n}" for n in range(17)]  # ten sequences
-    half, less = " ".join(words[:12]), " ".join(words[:11])
+    words = [f"w{n}" for n in range(18)]
+    half, less = " ".join(words[:9]), " ".join(words[:8])
     stems = {" ".join(words): "t/1"}
-    assert asked(half, less, stems=stems) == {"test/0": "contains t/1 (50% of its 8-word sequences)"}
+    assert asked(half, less, stems=stems) == {"test/0": "contains t/1 (50% of its words, in sequences of 8)"}
     assert set(asked(half, less, stems=stems, coverage=0.4)) == {"test/0", "test/1"} and not asked(half, stems=stems, coverage=0.51)
 
 
-def test_a_sequence_that_stands_twice_counts_once() -> None:
-    words = [f"w{n}" for n in range(17)]
-    once = " ".join(words[:11])
-    assert asked(f"{once} and again {once}", stems={" ".join(words): "t/1"}) == {}
+def test_a_sequence_that_stands_twice_counts_once_and_an_exchange_of_halves_hides_nothing() -> None:
+    words = [f"w{n}" for n in range(18)]
+    once, stems = " ".join(words[:8]), {" ".join(words): "t/1"}
+    assert asked(f"{once} and again {once}", stems=stems) == {}
+    assert asked(" ".join(words[9:] + words[:9]), stems=stems) == {"test/0": "contains t/1"}
 
 
 def test_avoid_finds_a_short_stem_only_when_it_is_the_whole_turn() -> None:
     assert asked("what is ASPIRIN", "What is aspirin ? Tell me all.", "So: what is aspirin ?") == {"test/0": "contains open/1"}
+    assert asked("What is aspirin?\n\nA. A drug\nB. A town") == {"test/0": "contains open/1"}
 
 
 def test_a_stem_of_eight_words_is_long_and_one_of_seven_is_short() -> None:
@@ -154,8 +155,10 @@ def test_avoid_finds_what_a_plain_count_finds(stems: list[list[str]], text: list
         return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
 
     def held(stem: list[str]) -> bool:
-        long = sequences(stem)
-        return len(long & sequences(text)) / len(long) >= coverage if long else stem == text
+        if len(stem) < 8:
+            return stem == text
+        covered = {i + k for i in range(len(stem) - 7) if tuple(stem[i : i + 8]) in sequences(text) for k in range(8)}
+        return len(covered) / len(stem) >= coverage
 
     questions = {" ".join(stem): f"t/{n}" for n, stem in enumerate(stems)}
     assert bool(asked(" ".join(text), stems=questions, coverage=coverage)) == any(map(held, stems))

@@ -42,24 +42,24 @@ def test_the_lowest_share_leaves_with_its_figure_and_scores_stay_in_the_rows() -
 
 
 class Grader(FakeModel):
-    """Gives six log-likelihoods by whether the text holds "good"; none where it holds "odd"."""
+    """Gives six log-likelihoods by whether the text holds "splendid"; none where it holds "odd"."""
 
     def reply(self, requests):  # type: ignore[no-untyped-def]
         for index, request in enumerate(requests):
             self.calls.append(request)
             assert isinstance(request, Score)
             text = request.messages[0].content
-            likely = 5 if "good" in text else 0
+            likely = 5 if "splendid" in text else 0
             yield index, Reply() if "odd" in text else Reply(scores=tuple(0.0 if k == likely else -100.0 for k in range(6)), num_tokens=(1,) * 6)
 
 
 def test_a_models_grade_is_the_one_it_expects() -> None:
-    even, odd = by_model(Grader(), [row("1", "q", "a good one"), row("2", "odd", "a")])
+    even, odd = by_model(Grader(), [row("1", "q", "a splendid one"), row("2", "odd", "a")])
     assert even.quality > 5.99 and even.complexity < 1.01 and math.isnan(odd.quality)
 
 
 def test_rows_without_a_grade_leave() -> None:
-    rows = [row("1", "q", "a good one"), row("2", "q odd", "a"), row("3", "q", "bad")]
+    rows = [row("1", "q", "a splendid one"), row("2", "q", "an odd one"), row("3", "q", "bad")]
     found = curate({"test": (rows, None)}, Options(quality=Quality(scorer="x", drop=0.5), scorer=Grader()), 1, lambda _: None)
     assert {d.row.id: d.reason.split(" ")[0] for d in found.drops} == {"test/2": "the", "test/3": "quality"}
     assert found.rows[0].scores["quality"] == 6.0

@@ -120,8 +120,10 @@ def rules(row: Row) -> Row | Drop:
 _OPTION = re.compile(r"^[ \t]*\(?([A-J])[.):][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _LONGEST_CHOICE = 400
 _LETTER_ANSWER = re.compile(
-    r"(?:the\s+)?(?:correct\s+|final\s+|right\s+|best\s+)?(?:answer|option|choice)?(?:\s*(?:is|:|=))*\s*(?:option\s+)?[(\[]?([A-Ja-j])[)\].:]*(?:\s+(.+?))?\.?", re.IGNORECASE
-)  # fmt: skip
+    r"(?:the\s+)?(?:correct\s+|final\s+|right\s+|best\s+)?(?:answer|option|choice)?(?:\s*(?:is|:|=))*\s*(?:option\s+)?"
+    r"[(\[]?([A-Ja-j])[)\].:]*(?:\s+(.+?))?\.?",
+    re.IGNORECASE,
+)
 
 
 @per_row

@@ -16,22 +16,23 @@ from numpy.typing import NDArray
 
 from aloe.core.forks import in_processes
 from aloe.core.rows import Row
-from aloe.data.hashing import I64, U64, Words, mixed, shingles, words
+from aloe.data.hashing import I64, U64, Words, mixed, shingles, without, words
 from aloe.data.settings import Near
 
-_TURN = " \x1e "  # between turns
+TURN = "\x1e"  # stands between turns, as a word that matters where rows must be equal, not where they are alike
 _EMPTY = np.uint32(2**32 - 1)
 _PAIRS_AT_ONCE = 2048
 
 
 def said(row: Row) -> str:
     """What is compared of a row: its turns, and the functions it calls."""
-    return _TURN.join(m.content + "".join(f" {call.name} {call.arguments}" for call in m.tool_calls) for m in row.messages)
+    return f" {TURN} ".join(m.content + "".join(f" {call.name} {call.arguments}" for call in m.tool_calls) for m in row.messages)
 
 
 def band_keys(found: Words, near: Near) -> U64:
     """(text, band) -> key; texts with an equal key of one band may be near. 0 in all bands of a text without words."""
     num_bands, rows = near.bands()
+    found = without(found, TURN)
     signature = signatures(found, num_bands * rows, near.words)
     parts = signature.reshape(-1, num_bands, rows).astype(np.uint64)
     key = np.broadcast_to(np.arange(1, num_bands + 1, dtype=np.uint64), parts.shape[:2]).copy()
@@ -143,7 +144,7 @@ def _similarities(left: I64, right: I64, texts: Callable[[Sequence[int]], list[s
 
 def shingle_sets(texts: Sequence[str], size: int) -> list[U64]:
     """The different word sequences of each text, sorted."""
-    found = shingles(words(texts), size)
+    found = shingles(without(words(texts), TURN), size)
     order = np.lexsort((found.hashes, found.texts))
     hashes, owner = found.hashes[order], found.texts[order]
     new = np.concatenate([[True], (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])]) if len(order) else np.empty(0, bool)

@@ -105,6 +105,12 @@ def shingles(found: Words, size: int) -> Grams:
     return Grams(np.concatenate([full.hashes, mixed(value + np.uint64(1))]), np.concatenate([full.texts, short]))
 
 
+def without(found: Words, word: str) -> Words:
+    """The words but for one."""
+    keep = found.hashes != words([word]).hashes[0]
+    return Words(found.hashes[keep], np.concatenate([[0], np.cumsum(keep)])[found.ends])
+
+
 def whole(found: Words) -> U64:
     """A hash of all words of each text in their order; 0 for a text without words. Of 2 million texts, two different ones are taken for
     equal with a probability of 1e-7."""

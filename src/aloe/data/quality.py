@@ -1,4 +1,4 @@
-"""Quality of an answer times complexity of its question, as DEITA scores rows (Liu et al. 2024, arXiv 2312.15685), by a model or by a rule of thumb."""
+"""Quality of an answer times complexity of its question, as DEITA has it (Liu et al. 2024, arXiv 2312.15685), by a model or a rule of thumb."""
 
 from __future__ import annotations
 
