@@ -109,8 +109,8 @@ def asked(*questions: str, stems: dict[str, str] | None = None, coverage: float 
 
 def test_avoid_finds_a_stem_inside_a_longer_prompt_whatever_its_case_and_punctuation() -> None:
     found = asked(f"Read this. {STEM.upper()}!\n\nA. Yes\nB. No", STEM, f"x {STEM[:-12]} during", f"x {STEM[-24:]}")
-    # The third prompt holds the first ten of 13 words.
-    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7", "test/2": "contains medqa/7 (77% of its words, in sequences of 8)"}
+    # The third prompt holds the first ten of 12 words.
+    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7", "test/2": "contains medqa/7 (83% of its words, in sequences of 8)"}
 
 
 def test_a_question_counts_as_contained_from_the_coverage_on() -> None:

@@ -67,7 +67,8 @@ class Questions:
         # A short stem is a whole turn, or a line of it with the options below.
         lines = [(number, line) for number, text in turns if "\n" in text for line in text.split("\n") if 0 < len(line) < _SHORT_CHARACTERS]
         best: dict[int, Hit] = {}
-        short = [*self._short_hits(said, owner), *self._short_hits(words([text for _, text in lines]), np.array([number for number, _ in lines], np.int64))]
+        line_owner = np.array([number for number, _ in lines], np.int64)
+        short = [*self._short_hits(said, owner), *self._short_hits(words([text for _, text in lines]), line_owner)]
         for hit in [*short, *self._long_hits(*grams(said, GRAM), owner)]:
             if hit.text not in best or (hit.share, -hit.question) > (best[hit.text].share, -best[hit.text].question):
                 best[hit.text] = hit

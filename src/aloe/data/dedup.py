@@ -47,9 +47,9 @@ def signatures(found: Words, bins: int, size: int) -> NDArray[np.uint32]:
     Jaccard similarity."""
     all_of = shingles(found, size)
     at = all_of.texts * bins + (((all_of.hashes >> np.uint64(32)) * np.uint64(bins)) >> np.uint64(32)).astype(np.int64)
-    signature = np.full(len(found.counts) * bins, _EMPTY)
-    np.minimum.at(signature, at, np.minimum(all_of.hashes.astype(np.uint32), _EMPTY - np.uint32(1)))
-    signature = signature.reshape(-1, bins)
+    flat = np.full(len(found.counts) * bins, _EMPTY)
+    np.minimum.at(flat, at, np.minimum(all_of.hashes.astype(np.uint32), _EMPTY - np.uint32(1)))
+    signature = flat.reshape(-1, bins)
     empty, place = np.nonzero((signature == _EMPTY) & (found.counts > 0)[:, None])
     sparse = signature.copy()
     order = _probes(bins)
