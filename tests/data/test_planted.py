@@ -70,6 +70,7 @@ def mirage(*names: str) -> dict[str, str]:
     return {q.id: q.text for name in names for q in open_task(name).questions()}
 
 
+@pytest.mark.slow
 def test_planted_questions_of_examinations_are_found(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = mirage("medqa", "mmlu-medical", "medmcqa", "bioasq", "openmedqa")
     draws = random.Random(1)
@@ -93,7 +94,7 @@ def test_planted_questions_of_examinations_are_found(data_root: Path, capsys: py
     check(planted, found, before, capsys, "avoid")
 
 
-@pytest.mark.parametrize("real", [True, False], ids=["real", "generated"])
+@pytest.mark.parametrize("real", [pytest.param(True, marks=pytest.mark.slow, id="real"), pytest.param(False, id="generated")])
 def test_planted_copies_of_rows_are_found(real: bool, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
     draws = random.Random(2)
     if real:

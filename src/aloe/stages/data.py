@@ -76,7 +76,7 @@ class Curate(Stage):
     """Raw records to rows; every row that leaves has a reason."""
 
     kind: Literal["curate"]
-    version: ClassVar[int] = 3  # 3: `repair` undoes mojibake; `avoid` looks for half of a question's word sequences, and before `exact`
+    version: ClassVar[int] = 3  # 3: `repair` undoes mojibake; `avoid` looks for half of a question, and before `exact`
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
     """Source name (see data/sources.py) or file:PATH.jsonl -> how much of it."""
@@ -89,7 +89,7 @@ class Curate(Stage):
     avoid: tuple[str, ...] = ()
     """Evaluation tasks whose questions must not stand in any row."""
     avoid_coverage: float = Field(default=0.5, gt=0, le=1)
-    """Share of a question's 8-word sequences that a row may not hold. Questions under 8 words are looked for as whole turns."""
+    """A row may not hold this share of a question's words in 8-word sequences. Questions under 8 words are looked for as whole turns or lines."""
     avoid_judge: str | None = None
     """A model (hf:PATH, http://HOST/v1#NAME) that decides about the rows so found; None drops them all."""
     min_characters: int = Field(default=0, ge=0)
