@@ -21,11 +21,12 @@ lint: .venv/ready
 	.venv/bin/lint-imports
 
 # One claim (make bench BENCH=merge) or all of them; each peer has a venv of its own.
-BENCH ?= sft dpo tokenise merge retrieve ask evals
+BENCH ?= sft dpo tokenise merge retrieve ask evals curate
 PEER_merge := mergekit
 PEER_retrieve := chroma
 PEER_http_medprompt := llamacpp
 PEER_evals := lmeval
+PEER_curate := datatrove
 bench: .venv/ready $(foreach name,$(BENCH),.bench/$(or $(PEER_$(name)),trl)/ready)
 	@for name in $(BENCH); do .venv/bin/python benchmarks/$$name.py || exit 1; done
 

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aloe.core.rows import Drop, Row, Step
-from aloe.data.curate import STEPS, Curated, avoid, complete, curate, exact, length, normal, repair
-from aloe.data.lengths import balance_lengths
+from aloe.data.clean import complete, length, repair
+from aloe.data.curate import STEPS, Curated, Options, curate
+from aloe.data.decontaminate import Questions
+from aloe.data.hashing import normal
 from toys import assistant, row, system, user
+
+NOTHING = Options()
 
 
 def silent(name: str) -> None:
@@ -22,8 +26,13 @@ def drops(step: Step, rows: Iterable[Row]) -> dict[str, str]:
     return {item.row.id: item.reason for item in step(rows) if isinstance(item, Drop)}
 
 
-def run(sources: dict[str, tuple[Sequence[Row], int | None]], steps: Sequence[Step] = (), seed: int = 1) -> Curated:
-    return curate(sources, steps, seed, silent)
+def run(sources: dict[str, tuple[Sequence[Row], int | None]], options: Options = NOTHING, seed: int = 1) -> Curated:
+    return curate(sources, options, seed, silent)
+
+
+def compared(options: Options, rows: Sequence[Row]) -> dict[str, str]:
+    """Id -> reason of what leaves because of the options."""
+    return {drop.row.id: drop.reason for drop in run({"test": (rows, None)}, options).drops}
 
 
 def named(source: str, name: object, question: str = "What is it ?", answer: str = "Red .") -> Row:
@@ -72,11 +81,11 @@ def test_a_turn_with_a_tool_call_alone_is_not_empty() -> None:
 
 def test_exact_ignores_case_and_punctuation_and_names_the_first() -> None:
     rows = [row("1", "What is it?", "It is RED."), row("2", "what is it", "it -- is red!"), row("3", "What is it?", "It is blue.")]
-    assert drops(exact, rows) == {"test/2": "same as test/1"}
+    assert compared(Options(exact=True), rows) == {"test/2": "same as test/1"}
 
 
 def test_exact_keeps_turns_apart() -> None:
-    assert drops(exact, [row("1", "a b", "c"), row("2", "a", "b c")]) == {}
+    assert compared(Options(exact=True), [row("1", "a b", "c"), row("2", "a", "b c")]) == {}
 
 
 def test_normal_text_keeps_letters_of_every_language_and_numbers() -> None:
@@ -88,18 +97,40 @@ def test_normal_text_keeps_letters_of_every_language_and_numbers() -> None:
 STEM = "a 21 year old man complains of fever and pain during urination"
 
 
-def asked(*questions: str, stems: dict[str, str] | None = None) -> dict[str, str]:
-    step = avoid(stems or {normal(STEM): "medqa/7", normal("What is aspirin ?"): "open/1"})
-    return drops(step, [row(str(n), question) for n, question in enumerate(questions)])
+def looking_for(stems: dict[str, str], coverage: float = 0.5) -> Options:
+    """`stems`: text -> id."""
+    return Options(questions=Questions({name: text for text, name in stems.items()}, coverage))
+
+
+def asked(*questions: str, stems: dict[str, str] | None = None, coverage: float = 0.5) -> dict[str, str]:
+    options = looking_for(stems or {STEM: "medqa/7", "What is aspirin ?": "open/1"}, coverage)
+    return compared(options, [row(str(n), question) for n, question in enumerate(questions)])
 
 
 def test_avoid_finds_a_stem_inside_a_longer_prompt_whatever_its_case_and_punctuation() -> None:
-    found = asked(f"Read this. {STEM.upper()}!\n\nA. Yes\nB. No", STEM, f"x {STEM[:-12]} during")
-    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7"}
+    found = asked(f"Read this. {STEM.upper()}!\n\nA. Yes\nB. No", STEM, f"x {STEM[:-12]} during", f"x {STEM[-24:]}")
+    # The third prompt holds the first ten of 12 words.
+    assert found == {"test/0": "contains medqa/7", "test/1": "contains medqa/7", "test/2": "contains medqa/7 (83% of its words, in sequences of 8)"}
+
+
+def test_a_question_counts_as_contained_from_the_coverage_on() -> None:
+    words = [f"w{n}" for n in range(18)]
+    half, less = " ".join(words[:9]), " ".join(words[:8])
+    stems = {" ".join(words): "t/1"}
+    assert asked(half, less, stems=stems) == {"test/0": "contains t/1 (50% of its words, in sequences of 8)"}
+    assert set(asked(half, less, stems=stems, coverage=0.4)) == {"test/0", "test/1"} and not asked(half, stems=stems, coverage=0.51)
+
+
+def test_a_sequence_that_stands_twice_counts_once_and_an_exchange_of_halves_hides_nothing() -> None:
+    words = [f"w{n}" for n in range(18)]
+    once, stems = " ".join(words[:8]), {" ".join(words): "t/1"}
+    assert asked(f"{once} and again {once}", stems=stems) == {}
+    assert asked(" ".join(words[9:] + words[:9]), stems=stems) == {"test/0": "contains t/1"}
 
 
 def test_avoid_finds_a_short_stem_only_when_it_is_the_whole_turn() -> None:
     assert asked("what is ASPIRIN", "What is aspirin ? Tell me all.", "So: what is aspirin ?") == {"test/0": "contains open/1"}
+    assert asked("What is aspirin?\n\nA. A drug\nB. A town") == {"test/0": "contains open/1"}
 
 
 def test_a_stem_of_eight_words_is_long_and_one_of_seven_is_short() -> None:
@@ -108,33 +139,35 @@ def test_a_stem_of_eight_words_is_long_and_one_of_seven_is_short() -> None:
     assert asked(f"x {eight} y", f"x {seven} y", seven, stems=stems) == {"test/0": "contains t/8", "test/2": "contains t/7"}
 
 
-def test_two_stems_with_one_beginning_are_told_apart() -> None:
-    head = "a 40 year old woman comes to the clinic"
-    stems = {f"{head} with cough": "t/1", f"{head} with rash": "t/2"}
-    assert asked(f"{head} with rash", f"{head} with fever", stems=stems) == {"test/0": "contains t/2"}
-
-
 def test_avoid_looks_at_the_users_turns_alone() -> None:
     talk = row("1").model_copy(update={"messages": (user("a"), assistant(STEM), user("b"), assistant(STEM))})
-    assert drops(avoid({STEM: "medqa/7"}), [talk]) == {}
+    assert compared(looking_for({STEM: "medqa/7"}), [talk]) == {}
     later = row("2").model_copy(update={"messages": (user("a"), assistant("b"), user(STEM), assistant("c"))})
-    assert drops(avoid({STEM: "medqa/7"}), [later]) == {"test/2": "contains medqa/7"}
+    assert compared(looking_for({STEM: "medqa/7"}), [later]) == {"test/2": "contains medqa/7"}
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=14)
 
 
-@given(st.lists(WORDS, min_size=1, max_size=3), WORDS)
-def test_avoid_finds_what_a_plain_search_finds(stems: list[list[str]], text: list[str]) -> None:
-    # Stems end with a word of their own here: see the known gap below.
-    questions = {" ".join([*stem, "end"]): f"t/{n}" for n, stem in enumerate(stems)}
-    prompt = [*text, "end", "x"]
-    plain = any(len(q.split()) >= 8 and f" {q} " in f" {' '.join(prompt)} " for q in questions)
-    assert bool(drops(avoid(questions), [row("1", " ".join(prompt))])) == plain
+@given(st.lists(WORDS, min_size=1, max_size=3), WORDS, st.sampled_from([0.3, 0.5, 1.0]))
+def test_avoid_finds_what_a_plain_count_finds(stems: list[list[str]], text: list[str], coverage: float) -> None:
+    def sequences(words: list[str]) -> set[tuple[str, ...]]:
+        return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+
+    def held(stem: list[str]) -> bool:
+        if len(stem) < 8:
+            return stem == text
+        covered = {i + k for i in range(len(stem) - 7) if tuple(stem[i : i + 8]) in sequences(text) for k in range(8)}
+        return len(covered) / len(stem) >= coverage
+
+    questions = {" ".join(stem): f"t/{n}" for n, stem in enumerate(stems)}
+    assert bool(asked(" ".join(text), stems=questions, coverage=coverage)) == any(map(held, stems))
 
 
-def test_a_stem_whose_last_word_goes_on_is_not_word_for_word() -> None:
-    assert asked(f"{STEM}s are frequent") == {}
+def test_two_stems_with_one_beginning_are_told_apart_by_what_is_held_most() -> None:
+    head = "a 40 year old woman comes to the clinic"
+    stems = {f"{head} with cough": "t/1", f"{head} with rash": "t/2"}
+    assert asked(f"{head} with rash", stems=stems) == {"test/0": "contains t/2"}
 
 
 # length
@@ -142,20 +175,23 @@ def test_a_stem_whose_last_word_goes_on_is_not_word_for_word() -> None:
 
 def test_length_counts_every_turn_and_the_rejected_answer() -> None:
     rows = [row("1", "12345", "12345"), row("2", "12345", "123456"), row("3", "12345", "123", "12"), row("4", "12345", "123", "123")]
-    assert drops(length(10), rows) == {"test/2": "11 characters", "test/4": "11 characters"}
+    assert drops(length(0, 10), rows) == {"test/2": "11 characters", "test/4": "11 characters"}
 
 
 # the whole
 
 
 def test_every_step_that_a_recipe_can_name_is_there() -> None:
-    assert {"repair": repair, "complete": complete, "exact": exact, "lengths": balance_lengths} == STEPS
+    from aloe.stages import Curate
+
+    named = get_args(get_args(Curate.model_fields["steps"].annotation)[0])
+    assert {*STEPS, "exact", "lengths"} == set(named)
 
 
 def test_nothing_leaves_without_a_reason() -> None:
     one = [named("one", n, f"question {n % 7} ?") for n in range(20)]
     two = [named("two", n, "" if n == 3 else f"thing {n} ?") for n in range(10)]
-    found = run({"one": (one, 4), "two": (two, None)}, [repair, complete, exact])
+    found = run({"one": (one, 4), "two": (two, None)}, Options([repair, complete], exact=True))
     # one: 7 different questions, so 13 are dropped and 3 of 7 are not needed; two: one empty turn.
     assert found.counts["one"] == {"read": 20, "dropped by exact": 13, "not needed": 3, "kept": 4}
     assert found.counts["two"] == {"read": 10, "dropped by complete": 1, "not needed": 0, "kept": 9}
@@ -166,13 +202,13 @@ def test_nothing_leaves_without_a_reason() -> None:
 
 def test_sources_are_announced_in_their_order() -> None:
     heard: list[str] = []
-    curate({"b": ([named("b", 1)], None), "a": ([named("a", 1)], None)}, [], 1, heard.append)
+    curate({"b": ([named("b", 1)], None), "a": ([named("a", 1)], None)}, Options(), 1, heard.append)
     assert heard == ["b", "a"]
 
 
 def test_a_later_step_does_not_see_what_an_earlier_one_dropped() -> None:
     rows = [named("s", 1, "", "x"), named("s", 2, "", "x")]
-    assert [(d.row.id, d.step) for d in run({"s": (rows, None)}, [complete, exact]).drops] == [("s/1", "complete"), ("s/2", "complete")]
+    assert [(d.row.id, d.step) for d in run({"s": (rows, None)}, Options([complete], exact=True)).drops] == [("s/1", "complete"), ("s/2", "complete")]
 
 
 POOL = [named("s", n, f"q {n}") for n in range(40)]

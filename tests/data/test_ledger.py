@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aloe.core.rows import Drop, Row
-from aloe.data import curate, ledger
+from aloe.data import clean, curate, ledger
 from aloe.data.corpus import Reading, finish, source_facts
+from aloe.data.decontaminate import Questions
 from aloe.data.ledger import Asked, Watch, question_of, side_by_side
 from aloe.data.mixture import Mixture
 from aloe.data.personal import findings
@@ -26,9 +27,9 @@ def named(source: str, n: int, question: str = "", answer: str = "Red .") -> Row
 def book(sources: dict[str, list[Row]], mixture: Mixture | None = None, epochs: dict[str, float] | None = None, drops: list[Drop] | None = None) -> dict[str, Any]:
     reading = Reading(list(sources), "any", "drop")
     reading.drops += [(drop.row.source, drop) for drop in drops or []]
-    steps = [curate.complete, curate.exact, curate.avoid({curate.normal(q.text): name for name, q in ASKED.items()})]
+    options = curate.Options(steps=[clean.complete], questions=Questions({name: q.text for name, q in ASKED.items()}, 0.5), exact=True)
     given = {name: (reading.watch.rows(name, rows), None) for name, rows in sources.items()}
-    result = finish(reading, curate.curate(given, steps, 1, lambda _: None), mixture, epochs or {}, 1)
+    result = finish(reading, curate.curate(given, options, 1, lambda _: None), mixture, epochs or {}, 1)
     return ledger.build(
         reading.watch, result.counts, result.drops, result.rows, len(result.held_out), excluded=[], facts=source_facts(sources, {}), asked=ASKED, policy="any"
     )

@@ -307,7 +307,7 @@ def test_two_own_files_of_one_name_are_refused_instead_of_mixed_up(tmp_path: Pat
         (tmp_path / folder).mkdir()
     one, other = (own(tmp_path / folder, lines({"question": folder, "answer": "x"})) for folder in ("a", "b"))
     with pytest.raises(SourceError, match="two sources hold the id"):
-        curate.curate({"file:a/mine.jsonl": (one, None), "file:b/mine.jsonl": (other, None)}, [], 1, lambda _: None)
+        curate.curate({"file:a/mine.jsonl": (one, None), "file:b/mine.jsonl": (other, None)}, curate.Options(), 1, lambda _: None)
 
 
 def test_one_id_twice_in_a_file_is_refused_with_its_record(tmp_path: Path) -> None:

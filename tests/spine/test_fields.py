@@ -82,7 +82,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "facts": {
         "sources": {"toy-pairs": {"n": 24}}, "sources.*.n": 12, "sources.*.epochs": 2.0, "sources.*.revision": "c0ffee", "steps": ["repair"], "avoid": ["toy-choice"],
-        "max_characters": 100, "licences": "commercial", "on_bad_row": "error",
+        "max_characters": 100, "licences": "commercial", "on_bad_row": "error", "min_characters": 60, "languages": ["es"], "templates": ["toy-facts"],
     },
     "cot": {
         "model": "SERVER#small", "licence": "MIT", "data": "facts", "corpora": ["toy"], "n": 5, "unsolved_by": "fake:first",
@@ -140,6 +140,14 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     ("sft", "train.supervise"): {"data": "talks", "train.supervise": "last"},
     ("sft", "train.reasoning"): {"data": "talks", "train.reasoning": "mask"},
     ("dpo", "train.reasoning"): {"data": "talks", "train.reasoning": "drop"},
+    ("facts", "phi"): {"sources": {"file:MORE": {}}, "phi": "mask"},
+    ("facts", "avoid_coverage"): {"sources": {"file:MORE": {}}, "avoid": ["file:TASK"], "avoid_coverage": 0.9},
+    ("facts", "avoid_judge"): {"sources": {"file:MORE": {}}, "avoid": ["file:TASK"], "avoid_judge": "fake:echo"},
+    ("facts", "near.threshold"): {"near": {"threshold": 1.0, "multi_turn": 1.0, "words": 1}, "near.threshold": 0.5},
+    ("facts", "near.multi_turn"): {"sources": {"file:TALKS": {}}, "avoid": [], "near": {"threshold": 1.0, "multi_turn": 1.0, "words": 1}, "near.multi_turn": 0.5},
+    ("facts", "near.words"): {"near": {"threshold": 0.6, "multi_turn": 0.6}, "near.words": 1},
+    ("facts", "quality.scorer"): {"quality": {"drop": 0.3}, "quality.scorer": "fake:hash"},
+    ("facts", "quality.drop"): {"quality": {}, "quality.drop": 0.5},
 } | {
     (stage, f"train.lora.{field}"): {"train.lora": {**LORA}, f"train.lora.{field}": value}
     for stage in ("sft", "dpo")
@@ -224,6 +232,10 @@ class World:
         (root / "talks.jsonl").write_text("\n".join(json.dumps(talk(n)) for n in range(4)))
         cases = [choice_row(n) for n in range(12)]
         (root / "cases.jsonl").write_text("\n".join(json.dumps({"question": r.messages[0].content, "answer": r.answer.content}) for r in cases))
+        half = " ".join(f"word{n}" for n in range(13))  # six of the ten sequences of eight words
+        more = ({"question": f"{half} ?", "answer": "The ward ."}, {"question": "Who was here on 03/04/2019 ?", "answer": "The ward ."})
+        (root / "more.jsonl").write_text("\n".join(json.dumps(row) for row in more))
+        (root / "task.jsonl").write_text(json.dumps({"id": "1", "question": f"{half} and four words more", "references": ["no"]}))
         named = {"DOCS": docs, "ROWS": root / "rows.jsonl", "TALKS": root / "talks.jsonl", "CASES": root / "cases.jsonl", "SERVER": server}
         recipe = BASE
         for name, place in named.items():
@@ -236,6 +248,7 @@ class World:
         other = self.root / "template.jinja"
         other.write_text((self.nodes["start"].path / "chat_template.jinja").read_text() + "{# other #}")
         self.words = {"hf:OTHER": f"hf:{self.nodes['sft'].path}", "TEMPLATE": str(other), "SERVER#small": f"{server}#small", "SERVER#other": f"{server}#other"}
+        self.words |= {f"file:{name.upper()}": f"file:{root / name}.jsonl" for name in ("more", "task", "talks")}
 
     def changed(self, stage: str, changes: dict[str, Any]) -> AnyStage:
         tree = self.recipe.stages[stage].model_dump(mode="json")
@@ -246,8 +259,16 @@ class World:
                 if part != "*" and here[part] is None:
                     here[part] = {}
                 here = (next(iter(here.values())) if isinstance(here, dict) else here[0]) if part == "*" else here[part]
-            here[last] = self.words.get(value, value) if isinstance(value, str) else value
+            here[last] = self.placed(value)
         return type(self.recipe.stages[stage]).model_validate_json(json.dumps(tree))
+
+    def placed(self, value: Any) -> Any:
+        """The value with files of this world for their names."""
+        if isinstance(value, dict):
+            return {self.words.get(key, key): entry for key, entry in value.items()}
+        if isinstance(value, list):
+            return [self.placed(entry) for entry in value]
+        return self.words.get(value, value) if isinstance(value, str) else value
 
     def outputs(self, name: str, stage: AnyStage, tag: str) -> dict[str, str]:
         """sha256 by file; LanceDB's own files have random names and are left out."""

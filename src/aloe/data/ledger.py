@@ -15,7 +15,7 @@ import numpy as np
 
 from aloe.core.rows import Drop, Row
 from aloe.data import licences
-from aloe.data.curate import normal
+from aloe.data.hashing import normal
 from aloe.data.mixture import row_tokens
 from aloe.data.personal import findings
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from statistics import mean, median
 from typing import Any
 
-from aloe.core.rows import Drop, Row
-from aloe.core.seeds import seed_for
+import numpy as np
+from numpy.typing import NDArray
+
+from aloe.core.rows import Row
 
 BIN = 0.25
 """Width of a stratum of the log of chosen over rejected length: one side is at most 28 % longer or shorter within it."""
@@ -22,7 +24,7 @@ def log_ratio(row: Row) -> float:
     return math.log(max(1, len(row.answer.content)) / max(1, len(row.rejected.content)))
 
 
-def pair_lengths(rows: Sequence[Row]) -> dict[str, Any]:
+def pair_lengths(rows: Iterable[Row]) -> dict[str, Any]:
     """What the manifest says of pairs: characters of both sides, the mean log ratio, and how often the better one is longer; {} without pairs."""
     pairs = [row for row in rows if row.rejected is not None]
     if not pairs:
@@ -38,26 +40,17 @@ def pair_lengths(rows: Sequence[Row]) -> dict[str, Any]:
     return found | {"mean_log_ratio": mean(ratios), "chosen_longer": sum(r > 0 for r in ratios) / len(ratios)}
 
 
-def balance_lengths(rows: Iterable[Row]) -> Iterator[Row | Drop]:
-    """Drops pairs of the side that is too frequent, stratum by stratum, by hash of the id; rows without a worse answer pass.
+def surplus(ratios: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of the pairs that leave so that no side is too frequent: stratum by stratum the last ones by `order`. Without a ratio (nan) all stay.
 
     In each stratum of |log ratio| as many pairs stay whose better answer is longer as pairs where it is shorter. What has no counterpart
     goes: where the better answer is always the longer one, nothing is left, and that is what there is to know about the data.
     """
-    everything = list(rows)
-    sides: dict[int, dict[bool, list[Row]]] = {}
-    for row in everything:
-        if row.rejected is not None and abs(ratio := log_ratio(row)) >= EQUAL:
-            sides.setdefault(int(abs(ratio) / BIN), {True: [], False: []})[ratio > 0].append(row)
-    surplus = {row.id for stratum in sides.values() for row in _surplus(stratum)}
-    for row in everything:
-        if row.id in surplus:
-            longer = log_ratio(row) > 0
-            yield Drop(row, "lengths", f"too many pairs whose better answer is {'longer' if longer else 'shorter'}")
-        else:
-            yield row
-
-
-def _surplus(stratum: dict[bool, list[Row]]) -> list[Row]:
-    kept = min(map(len, stratum.values()))
-    return [row for side in stratum.values() for row in sorted(side, key=lambda row: seed_for("lengths", row.id))[kept:]]
+    size = np.abs(ratios)
+    stratum = np.where(size >= EQUAL, np.floor(np.nan_to_num(size) / BIN), -1)
+    leaving = [np.empty(0, np.int64)]
+    for number in np.unique(stratum[stratum >= 0]):
+        sides = [np.flatnonzero((stratum == number) & side) for side in (ratios > 0, ratios < 0)]
+        kept = min(map(len, sides))
+        leaving += [side[np.argsort(order[side], kind="stable")][kept:] for side in sides]
+    return np.sort(np.concatenate(leaving))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,9 +16,13 @@ from aloe.core.errors import SourceError
 from aloe.core.rows import Drop, Row
 from aloe.data.licences import Policy
 from aloe.data.mixture import Mixture
+from aloe.data.settings import BUILT_IN, Near, Quality
 from aloe.stage import Context, Cost, Ref, Size, Stage
 from aloe.starter import pack
 from aloe.train.options import TokenOptions
+
+if TYPE_CHECKING:
+    from aloe.data.curate import Options
 
 
 class Base(Stage):
@@ -78,15 +82,32 @@ class Curate(Stage):
     """Raw records to rows; every row that leaves has a reason."""
 
     kind: Literal["curate"]
-    version: ClassVar[int] = 3  # 3: own files are read strictly and in more formats; ledger
+    version: ClassVar[int] = 3
+    """3: own files are read strictly; `repair` undoes mojibake; `avoid` looks for half of a question, and before `exact`; ledger."""
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
     """Source name (`aloe data list`) or file:PATH -> how much of it."""
-    steps: tuple[Literal["repair", "complete", "exact", "lengths"], ...] = ("repair", "complete", "exact")
-    """`lengths` balances pairs so that the better answer is not mostly the longer or the shorter one; see data/lengths.py."""
+    steps: tuple[Literal["repair", "links", "complete", "rules", "choices", "exact", "lengths"], ...] = ("repair", "complete", "exact")
+    """In this order, but `exact` and `lengths`, which compare what all of them have left. `lengths` balances pairs so that the better
+    answer is not mostly the longer or the shorter one; see data/lengths.py."""
+    languages: tuple[Literal["en", "es", "fr", "de", "it", "pt", "ca", "nl"], ...] = ()
+    """A row that is clearly in another one is dropped; none given: not looked at."""
+    phi: Literal["keep", "mask", "drop"] = "keep"
+    """Patterns of personal health information: left, masked, or a reason to drop the row."""
     avoid: tuple[str, ...] = ()
     """Evaluation tasks whose questions must not stand in any row."""
+    avoid_coverage: float = Field(default=0.5, gt=0, le=1)
+    """A row may not hold this share of a question's words in 8-word sequences. Questions under 8 words are looked for as whole turns or lines."""
+    avoid_judge: str | None = None
+    """A model (hf:PATH, http://HOST/v1#NAME) that decides about the rows so found; None drops them all."""
+    min_characters: int = Field(default=0, ge=0)
     max_characters: int | None = Field(default=None, ge=1)
+    near: Near | None = None
+    """Rows like an earlier one are dropped; None keeps them."""
+    quality: Quality | None = None
+    """The poorest rows are dropped; None keeps them."""
+    templates: tuple[str, ...] = ()
+    """Sources whose questions get an instruction of their task in front (data/templates.yaml)."""
     licences: Policy = "any"
     """Which licences may be in it: those that allow commercial use, research, or any, also none stated."""
     on_bad_row: Literal["error", "drop"] = "error"
@@ -108,14 +129,18 @@ class Curate(Stage):
     def reads(self) -> dict[str, Path]:
         from aloe.ask import prompts
         from aloe.core import toy
-        from aloe.data import redteam, starter
+        from aloe.data import redteam, starter, templates
         from aloe.data.sources import declaration, source_files
         from aloe.evals.task import task_files
+        from aloe.models.base import locate
 
         names = self._allowed()[0]
         files = {f"source {name}: {file.name}": file for name in names for file in source_files(name, self.sources[name].revision)}
         files |= {f"declaration: {file.name}": file for name in names if (file := declaration(name))}
         files |= {f"avoid {name}: {file.name}": file for name in self.avoid for file in task_files(name)}
+        files |= {f"model {spec}": path for spec in self._models() if spec.startswith(("hf:", "package:")) and (path := locate(spec))}
+        if self.templates:
+            files["templates"] = templates.FILE
         if any(name.startswith("toy") for name in names):
             files["toy"] = Path(toy.__file__)
         if any(name.startswith("starter") for name in names):
@@ -145,22 +170,20 @@ class Curate(Stage):
         return Size(rows=rows, tokens=tokens, supervised=supervised, rejected=rejected), Cost(0.02 + rows / 2e5)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
+        from aloe.core.forks import num_processes
         from aloe.data import curate, ledger
         from aloe.data.corpus import Reading, finish, source_facts
         from aloe.data.lengths import pair_lengths
         from aloe.evals.task import open_task
         from aloe.report.ledger_page import write_ledger
 
-        steps = [curate.STEPS[name] for name in self.steps]
         asked = {q.id: ledger.Asked(name, q.text) for name in self.avoid for q in open_task(name).questions("test")}
-        if self.avoid:
-            steps.append(curate.avoid({curate.normal(q.text): name for name, q in asked.items()}))
-        if self.max_characters:
-            steps.append(curate.length(self.max_characters))
+        options = self.options({name: question.text for name, question in asked.items()}, context)
         names, excluded = self._allowed()
         reading = Reading(names, self.licences, self.on_bad_row)
         sources = {name: (reading.rows(name, self.sources[name].revision), self.sources[name].n) for name in names}
-        curated = curate.curate(sources, steps, context.seed, lambda name: context.log.event("progress", part=name))
+        processes = min(context.machine.threads or num_processes(), num_processes())
+        curated = curate.curate(sources, options, context.seed, lambda name: context.log.event("progress", part=name), context.work, processes)
         epochs = {name: self.sources[name].epochs for name in names if self.sources[name].epochs != 1}
         result = finish(reading, curated, self.mixture, epochs, context.seed)
         if not result.rows:
@@ -179,6 +202,36 @@ class Curate(Stage):
         totals |= {"licences": licences, "held_out": len(result.held_out), "tasks": book["totals"]["tasks"], "excluded": excluded}
         pairs = pair_lengths(result.rows)
         return totals | ({"pair_lengths": pairs} if pairs else {})
+
+    def _models(self) -> list[str]:
+        scorer = self.quality.scorer if self.quality else BUILT_IN
+        return [spec for spec in (self.avoid_judge, scorer) if spec and spec != BUILT_IN]
+
+    def options(self, asked: Mapping[str, str], context: Context) -> Options:
+        """What `curate.curate` does to rows; opens the models that judge and score. `asked`: id -> evaluation question."""
+        from aloe.data import clean, curate, templates
+        from aloe.data.decontaminate import Questions
+        from aloe.models.model import open_model
+
+        steps = [curate.STEPS[name] for name in self.steps if name not in ("exact", "lengths")]
+        if self.languages:
+            steps.append(clean.languages(self.languages))
+        if self.phi != "keep":
+            steps.append(clean.phi(self.phi))
+        if self.min_characters or self.max_characters:
+            steps.append(clean.length(self.min_characters, self.max_characters))
+        scorer = self.quality.scorer if self.quality else BUILT_IN
+        return curate.Options(
+            steps=steps,
+            questions=Questions(asked, self.avoid_coverage) if self.avoid else None,
+            judge=open_model(self.avoid_judge, context.machine) if self.avoid_judge else None,
+            exact="exact" in self.steps,
+            near=self.near,
+            lengths="lengths" in self.steps,
+            quality=self.quality,
+            scorer=None if scorer == BUILT_IN else open_model(scorer, context.machine),
+            finish=templates.instructing(self.templates, context.seed) if self.templates else None,
+        )
 
 
 def _write_corpus(out: Path, rows: Sequence[Row], held_out: Sequence[Row], drops: Sequence[Drop]) -> None:
