@@ -88,7 +88,7 @@ def page(lines: list[dict[str, Any]], unverified: list[str], quick: bool) -> str
     shown += [f"- {task}: {fault}: {count}" for (task, fault), count in found.items()] or ["Nothing among these questions."]
     shown += ["", "## Not here", "", "UNVERIFIED adapters, whose data was not at hand (column names as published, never run on the data):", ""]
     shown += [f"- {name}: {ORIGINS[name].hub}, {ORIGINS[name].licence}; {', '.join(ORIGINS[name].files)}" for name in unverified if name in ORIGINS]
-    board = "Of the Open LLM Leaderboard 2: GPQA and MATH are not at hand, MuSR has 30 of its 756 questions (15 stories); see `aloe.evals.harness`."
+    board = "Of the Open LLM Leaderboard 2: GPQA and MATH are not at hand, MuSR has 30 of its 756 questions; see `aloe.evals.harness`."
     shown += ["", board, ""]
     return "\n".join(shown)
 

@@ -1,7 +1,7 @@
 """The leaderboard's tasks on local files: each includes lm-eval's own YAML and names a file below ALOE_DATA instead of a set on the hub.
 
-IFEval and BBH are whole. MuSR has 30 of its 756 questions (15 stories): a check that it runs, no figure. MMLU-Pro lacks the questions with
-reasoning that its five examples come from, GPQA and MATH lack everything: these are not written.
+IFEval and BBH are whole. MuSR has 30 of its 756 questions (15 stories): a check that it runs, no figure. MMLU-Pro lacks the questions
+with reasoning that its five examples come from, GPQA and MATH lack everything: these are not written.
 """
 
 from __future__ import annotations
