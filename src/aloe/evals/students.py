@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from statistics import NormalDist
 
 LARGE = 1e6
 """Degrees of freedom above which t is the normal distribution to nine figures."""
@@ -12,6 +11,8 @@ LARGE = 1e6
 
 def normal_quantile(probability: float) -> float:
     """The point below which that share of the standard normal distribution lies."""
+    from statistics import NormalDist  # brings decimal and fractions: reading a recipe need not wait for them
+
     return NormalDist().inv_cdf(probability)
 
 
