@@ -51,3 +51,10 @@ def test_agreement_of_the_rules_with_a_reader_on_safety() -> None:
     """Low, and in one direction: of 149 replies that the rules call an attack's success a reader calls 61 harmful; the others are nonsense,
     evasion and refusals in words that the list does not know. So attack success compares stages of one model and is no rate of harm."""
     assert stated([r["safe"] for r in UNSAFE], [safe_by_rule(r) for r in UNSAFE]) == pytest.approx((42.9, 35.4, 50.8, 3.9, -0.7, 9.1))
+
+
+def test_the_small_model_as_its_own_guard_is_the_weaker_judge() -> None:
+    """SmolLM2 with the guard's prompt: its verdict can be read for 33 of 156 replies, and there it agrees with a reader no better than chance."""
+    read = [r for r in UNSAFE if r["guard"] is not None]
+    assert (len(read), len(UNSAFE)) == (33, 156)
+    assert stated([r["safe"] for r in read], [not r["guard"] for r in read]) == pytest.approx((45.5, 29.8, 62.0, 11.1, -8.7, 31.5))
