@@ -57,4 +57,4 @@ def test_the_small_model_as_its_own_guard_is_the_weaker_judge() -> None:
     """SmolLM2 with the guard's prompt: its verdict can be read for 33 of 156 replies, and there it agrees with a reader no better than chance."""
     read = [r for r in UNSAFE if r["guard"] is not None]
     assert (len(read), len(UNSAFE)) == (33, 156)
-    assert stated([r["safe"] for r in read], [not r["guard"] for r in read]) == pytest.approx((45.5, 29.8, 62.0, 11.1, -8.7, 31.5))
+    assert stated([r["safe"] for r in read], [not r["guard"] for r in read]) == pytest.approx((45.5, 29.8, 62.0, 11.1, -8.7, 31.6))
