@@ -40,7 +40,7 @@ def test_an_error_is_the_first_one_and_leaves_no_child() -> None:
             time.sleep(0.05)
         raise ValueError(part[0])
 
-    with pytest.raises(ValueError, match="^0$"):
+    with pytest.raises(ValueError, match=r"^0$"):
         in_processes(range(6), work, 3, 1)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -49,7 +49,7 @@ def test_an_error_is_the_first_one_and_leaves_no_child() -> None:
         if part[0]:
             raise ValueError(part[0])
 
-    with pytest.raises(ValueError, match="^2$"):
+    with pytest.raises(ValueError, match=r"^2$"):
         in_processes(range(6), later, 3, 1)
 
 

@@ -132,7 +132,7 @@ def test_a_users_file_stands_under_its_name_without_its_folders(tmp_path: Path) 
     (tmp_path / "mine.jsonl").write_text('{"question": "What?", "answer": "That."}\n')
     name = f"file:{tmp_path}/mine.jsonl"
     reading = Reading([name], "any", "error")
-    result = finish(reading, curate.curate({name: (reading.rows(name), None)}, [], 1, lambda _: None), Mixture(), {}, 1)
+    result = finish(reading, curate.curate({name: (reading.rows(name), None)}, curate.Options(), 1, lambda _: None), Mixture(), {}, 1)
     assert result.counts[name]["kept"] == 1
     found = ledger.build(
         reading.watch, result.counts, result.drops, result.rows, 0, excluded=[], facts=source_facts([name], {}), asked={}, policy="any"
