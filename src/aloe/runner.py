@@ -107,10 +107,12 @@ def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None, *
 
 
 def _fetch(recipe: Recipe, until: str | None) -> None:
-    for name, stage in recipe.stages.items():
+    names = list(recipe.stages)
+    stages = [recipe.stages[name] for name in (names[: names.index(until) + 1] if until in names else names)]
+    for stage in stages:
+        stage.fetchable()  # before gigabytes are on their way
+    for stage in stages:
         stage.fetch()
-        if name == until:
-            break
 
 
 def _node(name: str, stage: AnyStage, recipe: Recipe, nodes: Mapping[str, Node], runs: Path, memo: HashMemo) -> Node:

@@ -111,6 +111,9 @@ class Stage(Config):
         """Files and folders outside the run whose content is part of the result; raises where one cannot be opened."""
         return {}
 
+    def fetchable(self) -> None:
+        """Raises where something that `fetch` is to bring was never published; opens no connection."""
+
     def fetch(self) -> None:
         """Bring what `reads` names from the network to this machine; a run calls it first, a plan never."""
 

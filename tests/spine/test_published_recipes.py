@@ -252,11 +252,16 @@ def test_a_run_of_an_unread_source_is_refused_and_says_so(tmp_path: Path, monkey
     from aloe.core.errors import SourceError
     from aloe.core.log import QUIET
 
-    (tmp_path / "r.yaml").write_text(
-        "name: r\nseed: 1\nstages:\n  rows: {kind: curate, sources: {medtext: {}}}\n  attacks: {kind: curate, sources: {aloe-red-team: {}}}\n"
-    )
+    text = "name: r\nseed: 1\nstages:\n  rows: {kind: curate, sources: {medtext: {}}}\n  attacks: {kind: curate, sources: {aloe-red-team: {}}}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    (tmp_path / "one.yaml").write_text(text[: text.index("  attacks")])
     monkeypatch.setenv("ALOE_DATA", str(tmp_path))
-    with pytest.raises(SourceError, match="BI55/MedText is not on this machine") as error:
+    fetched: list[str] = []
+    monkeypatch.setattr("aloe.data.sources.fetch_hub", lambda hub, *_: fetched.append(hub))
+    with pytest.raises(SourceError, match="'aloe-red-team' was never published"):
         runner.run(load_recipe(tmp_path / "r.yaml"), Machine(), tmp_path / "runs", log=QUIET)
-    assert "'aloe-red-team' was never published" in str(error.value) and "BI55/MedText" in error.value.where
+    assert not fetched, "nothing is downloaded for a run that cannot be"
+    with pytest.raises(SourceError, match="BI55/MedText is not on this machine"):
+        runner.run(load_recipe(tmp_path / "one.yaml"), Machine(), tmp_path / "runs", log=QUIET)
+    assert fetched == ["BI55/MedText"]
     assert not list((tmp_path / "runs").glob("*/manifest.json"))

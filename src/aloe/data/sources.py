@@ -113,6 +113,11 @@ def fetch_source(name: str, revision: str | None = None) -> None:
         fetch_hub(entry.hub, revision or entry.revision, entry.adapter)
 
 
+def published(name: str, revision: str | None = None) -> None:
+    """SourceError where there is no such source, or its rows were never published."""
+    _source(name, revision)
+
+
 def _source(name: str, revision: str | None = None) -> Source:
     known = catalogue().sources
     entry = None if name in SOURCES else known.get(name)

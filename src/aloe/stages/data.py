@@ -120,6 +120,12 @@ class Curate(Stage):
 
         return allowed(self.sources, self.licences)
 
+    def fetchable(self) -> None:
+        from aloe.data.sources import published
+
+        for name in self._allowed()[0]:
+            published(name, self.sources[name].revision)
+
     def fetch(self) -> None:
         from aloe.data.sources import fetch_source
 
