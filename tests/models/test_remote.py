@@ -143,6 +143,11 @@ def test_a_server_that_is_not_there_is_a_users_error() -> None:
         replies(open_model("http://127.0.0.1:9/v1#m", QUICK), [ASK])
 
 
+def test_a_raw_prompt_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(ModelError, match="a raw prompt would be sent as a conversation"):
+        list(remote.RemoteModel("http://localhost:1/v1#m", QUICK).reply([Generate(messages=(user("Once upon"),), raw=True)]))
+
+
 def test_an_address_without_a_model_is_a_users_error() -> None:
     with pytest.raises(ModelError, match="#NAME"):
         open_model("http://127.0.0.1:9/v1", QUICK)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aloe.core.config import Machine
+from aloe.core.errors import ModelError
 from aloe.models.model import Generate, Sampling, Score, open_model
 from toys import replies, user
 
@@ -44,3 +45,5 @@ def test_requests_become_prompts_and_outputs_become_replies(toy_folder: Path, mo
     assert (text.text, text.finish, text.num_tokens) == ("red", "length", (2,))
     assert text.num_prompt_tokens == model.count((user("What ?"),)) and model.window == 512
     assert model._engine.params[-1]["max_tokens"] == 5 and model._engine.params[0]["prompt_logprobs"] == 0
+    with pytest.raises(ModelError, match="a raw prompt would be sent as a conversation"):
+        replies(model, [Score(messages=(user("What ?"),), options=options, raw=True)])

@@ -50,6 +50,12 @@ class Score(Config):
 Request = Generate | Score
 
 
+def only_conversations(requests: Sequence[Request], name: str) -> None:
+    """ModelError for a raw request: `name` renders every prompt by its chat template."""
+    if any(request.raw for request in requests):
+        raise ModelError("a raw prompt would be sent as a conversation", where=name, do="use a local model for published wordings")
+
+
 class Reply(Config):
     """What came back: text of a Generate, log-likelihoods (natural log, summed over tokens) of a Score."""
 

@@ -21,7 +21,7 @@ from aloe.core.config import Machine
 from aloe.core.errors import AloeError, MachineError, ModelError
 from aloe.core.phi import is_local, mask
 from aloe.core.rows import Message
-from aloe.models.model import Delta, Generate, Reply, Request, Score
+from aloe.models.model import Delta, Generate, Reply, Request, Score, only_conversations
 
 BACKOFF_S, LONGEST_PAUSE_S = 0.5, 60.0
 TOP_LOGPROBS = 20  # what OpenAI's interface allows
@@ -62,6 +62,7 @@ class RemoteModel:
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies in completion order. ModelError for the first request that fails for good; what came before it was yielded."""
+        only_conversations(requests, self.name)
         replies: queue.SimpleQueue[tuple[int, Reply] | Exception] = queue.SimpleQueue()
         stop = _in_background(lambda: self._all(requests, replies.put), replies.put)
         try:

@@ -13,7 +13,7 @@ from aloe.core.errors import MachineError
 from aloe.core.rows import Message
 from aloe.models.folder import load_chat
 from aloe.models.load import load_tokenizer
-from aloe.models.model import Delta, Generate, Reply, Request, Score
+from aloe.models.model import Delta, Generate, Reply, Request, Score, only_conversations
 
 
 class VllmModel:
@@ -36,6 +36,7 @@ class VllmModel:
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """All requests in one call of the engine, which batches them itself."""
+        only_conversations(requests, self.name)
         owners: list[tuple[int, int]] = []
         prompts, params = [], []
         for index, request in enumerate(requests):
