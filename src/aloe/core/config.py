@@ -90,8 +90,8 @@ class Machine(Config):
     interconnect_gb_s: float = Field(default=0, ge=0)
     """What a node can receive from other nodes, 10^9 bytes a second; 0 = not planned with."""
     efficiency: float = Field(default=0.65, gt=0, le=1)
-    """Share of peak and interconnect that training reaches, recomputed activations counted as work: fitted on a finished run (docs/plan.md). Default: between the
-    shares of the GEMM rate that runs on two laptop-class processors reached, 0.58 and 0.68 (docs/log.md)."""
+    """Share of peak and interconnect that training reaches, recomputed activations counted as work: fitted on a finished run (docs/plan.md). Default:
+    between the shares of the GEMM rate that runs on two processors reached, 0.58 and 0.68 (docs/log.md)."""
     power_w: float = Field(default=28, ge=0)
     """Of one device at work, for `aloe plan`; a run asks codecarbon. Default: what codecarbon estimates for two cores."""
     rendezvous_host: str = "127.0.0.1"
