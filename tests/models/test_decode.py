@@ -11,7 +11,7 @@ import pytest
 from aloe.core import toy
 from aloe.core.config import Machine
 from aloe.models.model import Generate, Sampling
-from toys import edited, replies, user
+from toys import replies, user
 
 torch = pytest.importorskip("torch")
 from aloe.models.decode import Decoding  # noqa: E402
@@ -25,21 +25,9 @@ VOTES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy model with matrices eight times as large: a mistake in attention shows."""
-
-    def enlarge(weights: dict[str, Any]) -> None:
-        for name in weights:
-            if weights[name].ndim == 2:
-                weights[name] = weights[name] * 8
-
-    return edited(toy_folder, tmp_path_factory.mktemp("engine") / "model", enlarge)
-
-
 @pytest.fixture
-def model(folder: Path) -> HfModel:
-    return HfModel(folder, Machine())
+def model(sharp_folder: Path) -> HfModel:
+    return HfModel(sharp_folder, Machine())
 
 
 def greedy(model: HfModel, request: Generate) -> list[int]:
@@ -97,8 +85,8 @@ def test_a_shared_beginning_is_read_once_and_again_only_where_it_was_forgotten(m
     assert replies(model, VOTES) == first and seen[0] == shared + own
 
 
-def test_one_by_one_together_and_two_at_a_time_write_the_same(folder: Path) -> None:
-    expected = [replies(HfModel(folder, Machine()), [request])[0] for request in VOTES]
+def test_one_by_one_together_and_two_at_a_time_write_the_same(sharp_folder: Path) -> None:
+    expected = [replies(HfModel(sharp_folder, Machine()), [request])[0] for request in VOTES]
     for machine in (
         Machine(),
         Machine(generate_batch=2),
@@ -106,7 +94,7 @@ def test_one_by_one_together_and_two_at_a_time_write_the_same(folder: Path) -> N
         Machine(prefix_tokens=0),
         Machine(generate_batch=3, score_batch_tokens=60),
     ):
-        assert replies(HfModel(folder, machine), VOTES) == expected
+        assert replies(HfModel(sharp_folder, machine), VOTES) == expected
 
 
 def test_rows_join_when_others_leave_and_short_replies_come_first(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +152,8 @@ def test_an_abandoned_stream_lets_go_of_its_prefixes(model: HfModel) -> None:
     assert not [run for run in model.prefixes._all(model.prefixes.root) if run.num_rows]
 
 
-def test_what_is_kept_stays_below_the_limit_and_the_least_recent_leaves_first(folder: Path) -> None:
-    model = HfModel(folder, Machine(prefix_tokens=250))
+def test_what_is_kept_stays_below_the_limit_and_the_least_recent_leaves_first(sharp_folder: Path) -> None:
+    model = HfModel(sharp_folder, Machine(prefix_tokens=250))
     for n in range(6):
         stem = " ".join(toy.question(fact) for fact in toy.facts()[n * 9 : n * 9 + 9])
         replies(model, [Generate(messages=(user(f"{stem} {end}"),), sampling=Sampling(max_tokens=1)) for end in ("red", "blue")])
@@ -183,5 +171,5 @@ def test_places_share_what_they_begin_with() -> None:
     assert tree.place([[5, 6]])[0] is tree.root
 
 
-def test_bfloat16_writes_too(folder: Path) -> None:
-    assert all(reply.num_tokens[0] >= 1 for reply in replies(HfModel(folder, Machine(), "bf16"), VOTES))
+def test_bfloat16_writes_too(sharp_folder: Path) -> None:
+    assert all(reply.num_tokens[0] >= 1 for reply in replies(HfModel(sharp_folder, Machine(), "bf16"), VOTES))

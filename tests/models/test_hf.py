@@ -30,18 +30,6 @@ SCORES = [Score(messages=prompt, options=OPTIONS[: 2 + n % 4]) for n, prompt in 
 
 
 @pytest.fixture(scope="module")
-def sharp_folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy model with matrices eight times as large: attention and logits far from uniform, so that a mistake shows."""
-
-    def enlarge(weights: dict[str, Any]) -> None:
-        for name in weights:
-            if weights[name].ndim == 2:
-                weights[name] = weights[name] * 8
-
-    return edited(toy_folder, tmp_path_factory.mktemp("sharp") / "model", enlarge)
-
-
-@pytest.fixture(scope="module")
 def model(sharp_folder: Path) -> HfModel:
     return HfModel(sharp_folder, Machine())
 

@@ -12,7 +12,7 @@ from aloe.core.config import Machine
 from aloe.core.errors import ModelError
 from aloe.core.rows import Message
 from aloe.models.model import Generate, Sampling, Score
-from toys import edited, replies, user
+from toys import replies, user
 
 torch = pytest.importorskip("torch")
 from aloe.models import scoring  # noqa: E402
@@ -36,21 +36,9 @@ REQUESTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy model with matrices eight times as large: a mistake in attention shows."""
-
-    def enlarge(weights: dict[str, Any]) -> None:
-        for name in weights:
-            if weights[name].ndim == 2:
-                weights[name] = weights[name] * 8
-
-    return edited(toy_folder, tmp_path_factory.mktemp("scoring") / "model", enlarge)
-
-
 @pytest.fixture
-def model(folder: Path) -> HfModel:
-    return HfModel(folder, Machine())
+def model(sharp_folder: Path) -> HfModel:
+    return HfModel(sharp_folder, Machine())
 
 
 def plain_scores(model: HfModel, prompt: list[int], options: list[list[int]]) -> list[float]:
@@ -86,9 +74,9 @@ def test_scores_after_common_beginnings_equal_a_plain_forward(model: HfModel) ->
 
 
 @pytest.mark.parametrize("size", [1, 90, 300, 100_000])
-def test_scores_do_not_depend_on_batch_or_order(folder: Path, size: int) -> None:
-    model = HfModel(folder, Machine(score_batch_tokens=size))
-    alone = [replies(HfModel(folder, Machine()), [request])[0].scores for request in REQUESTS]
+def test_scores_do_not_depend_on_batch_or_order(sharp_folder: Path, size: int) -> None:
+    model = HfModel(sharp_folder, Machine(score_batch_tokens=size))
+    alone = [replies(HfModel(sharp_folder, Machine()), [request])[0].scores for request in REQUESTS]
     for found in (replies(model, REQUESTS), replies(model, REQUESTS[::-1])[::-1]):
         for reply, expected in zip(found, alone, strict=True):
             assert reply.scores == pytest.approx(expected, abs=1e-4)
@@ -107,21 +95,21 @@ def test_a_beginning_is_read_once_and_kept_for_later_calls(model: HfModel, monke
     assert all(run.num_rows == 0 for run in model.prefixes._all(model.prefixes.root))
 
 
-def test_keys_and_values_of_beginnings_stay_within_the_limit(folder: Path) -> None:
-    model = HfModel(folder, Machine(prefix_tokens=0))
-    expected = [reply.scores for reply in replies(HfModel(folder, Machine()), REQUESTS)]
+def test_keys_and_values_of_beginnings_stay_within_the_limit(sharp_folder: Path) -> None:
+    model = HfModel(sharp_folder, Machine(prefix_tokens=0))
+    expected = [reply.scores for reply in replies(HfModel(sharp_folder, Machine()), REQUESTS)]
     for reply, scores in zip(replies(model, REQUESTS), expected, strict=True):
         assert reply.scores == pytest.approx(scores, abs=1e-4)
     assert model.prefixes.root.children == []
 
 
-def test_scoring_that_is_given_up_lets_go_of_its_beginnings(folder: Path) -> None:
-    model = HfModel(folder, Machine(score_batch_tokens=1))
+def test_scoring_that_is_given_up_lets_go_of_its_beginnings(sharp_folder: Path) -> None:
+    model = HfModel(sharp_folder, Machine(score_batch_tokens=1))
     stopped = model.reply(REQUESTS)
     next(stopped)
     stopped.close()  # type: ignore[attr-defined]
     assert all(run.num_rows == 0 and run.kv for run in model.prefixes._all(model.prefixes.root) if run.ids)
-    expected = [reply.scores for reply in replies(HfModel(folder, Machine()), REQUESTS)]
+    expected = [reply.scores for reply in replies(HfModel(sharp_folder, Machine()), REQUESTS)]
     for reply, scores in zip(replies(model, REQUESTS), expected, strict=True):
         assert reply.scores == pytest.approx(scores, abs=1e-4)
 

@@ -21,9 +21,14 @@ def wilson(successes: int, n: int) -> Estimate:
     """
     assert 0 <= successes <= n and n > 0
     p = successes / n
-    centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
+    centre, half = score_interval(p, n, Z_95)
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+
+
+def score_interval(p: float, n: float, z: float) -> tuple[float, float]:
+    """Centre and half width of Wilson's interval for a share of `n` questions, which need not be a whole number."""
+    scale = 1 + z**2 / n
+    return (p + z**2 / (2 * n)) / scale, z / scale * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate:

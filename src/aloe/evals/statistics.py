@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aloe.core.qa import Estimate
-from aloe.evals.metrics import mcnemar_exact, paired_permutation
+from aloe.evals.metrics import mcnemar_exact, paired_permutation, score_interval
 from aloe.evals.students import normal_quantile, normal_tail, t_quantile, t_tail
 
 LEVEL = 0.95
@@ -64,13 +64,8 @@ def proportion(values: Any, groups: Sequence[str] = ()) -> Estimate:
         # Without any variation the sources say how many independent questions there are at least.
         effective = p * (1 - p) / spread.error**2 if spread.error > 0 else float(len(set(groups)))
         effective = min(float(n), effective) * (z / t_quantile((1 + LEVEL) / 2, spread.df)) ** 2
-    centre, half = _wilson(p, effective, z)
+    centre, half = score_interval(p, effective, z)
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
-
-
-def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
-    scale = 1 + z**2 / n
-    return (p + z**2 / (2 * n)) / scale, z / scale * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
 
 
 def bootstrap(values: Any, groups: Sequence[str] = (), *, seed: int) -> Estimate:
