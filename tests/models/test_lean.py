@@ -59,6 +59,38 @@ def test_every_layer_is_replaced_and_nothing_changes_but_rounding(kind: str) -> 
     assert_close(lean_grads, grads, 1e-5)
 
 
+PICKS = torch.tensor([5, 38, 39, 39, 5, 41, 60, 61, 62, 74])  # one may be asked for twice, as where two answers begin
+
+
+def picked(model: Any, *, by_layer: bool) -> tuple[Any, dict[str, Any]]:
+    model.zero_grad()
+    hidden = hidden_states(model, IDS, POSITIONS, SEGMENTS, PICKS) if by_layer else hidden_states(model, IDS, POSITIONS, SEGMENTS)[PICKS]
+    (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(9))).mean().backward()
+    return hidden.detach(), {name: p.grad.clone() for name, p in model.base_model.named_parameters()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_the_last_layer_computes_the_picked_tokens_alone_and_the_same(kind: str, checkpointing: bool) -> None:
+    model = lean(made(kind))
+    expected, grads = picked(model, by_layer=False)
+    widths: list[int] = []
+    for layer in model.base_model.layers:
+        layer.mlp.register_forward_hook(lambda module, given, out: widths.append(given[0].shape[1]))
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    found, narrow_grads = picked(model, by_layer=True)
+    assert widths[:3] == [75, 75, len(set(PICKS.tolist()))]
+    torch.testing.assert_close(found, expected)
+    assert_close(narrow_grads, grads, 1e-5)
+
+
+def test_a_segment_without_a_pick_and_layers_that_stayed_give_the_same_too() -> None:
+    some = torch.tensor([45, 50])
+    plain, ours = made("llama"), lean(made("llama"))
+    torch.testing.assert_close(*(hidden_states(model, IDS, POSITIONS, SEGMENTS, some) for model in (ours, plain)))
+
+
 def test_bfloat16_stays_as_close_to_float32_as_transformers_does() -> None:
     exact = loss_and_gradients(made("llama"))[1]
     plain = loss_and_gradients(made("llama").bfloat16())[1]

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aloe.core.config import Machine
 from aloe.models.attention import Segment
+from aloe.models.lean import lean
 from aloe.models.load import load_model
 from aloe.train import flops
 from aloe.train.batches import Example
@@ -55,6 +56,18 @@ def test_a_model_is_counted_as_torch_counts_it(toy_folder: Path) -> None:
     attention = counter.get_total_flops() - ours
     assert 0 <= attention <= 14 * shape.attention * tokens * tokens
     assert shape.weights == 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3) and shape.head == 130 * 64 and shape.attention == 2 * 64
+
+
+def test_of_a_last_layer_that_answers_for_supervised_positions_only_no_more_is_counted_than_it_does(toy_folder: Path) -> None:
+    whole, model, one = model_shape(load_model(toy_folder, torch.float32)), lean(load_model(toy_folder, torch.float32)), batch()
+    shape = model_shape(model)
+    assert shape == whole._replace(attention=64, narrow=64 * 64 * 2 + 64 * 128 * 3)
+    with FlopCounterMode(display=False) as counter:
+        Sft().loss(model, one).over({"tokens": 1.0}).backward()
+    tokens, picks = len(one.ids_T), len(one.picks_N)
+    ours = training_flops(shape, tokens, picks, 0)
+    assert ours < training_flops(whole, tokens, picks, 0)
+    assert 0 <= counter.get_total_flops() - ours <= 14 * whole.attention * tokens * tokens
 
 
 def test_an_adapter_is_counted_and_the_weights_it_sits_on_are_frozen(toy_folder: Path) -> None:

@@ -7,6 +7,7 @@ result is exact. What depends on the batch alone (tiles, masks, key indices) sta
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -88,6 +89,10 @@ class Layout:
         keys_K = torch.cat([torch.arange(*run) for s in self.segments for run in s.runs]) if shared else None
         return Varlen(queries.cumsum(0).int(), keys.cumsum(0).int(), int(queries.max()), int(keys.max()), keys_K)
 
+    def narrow(self, rows_Q: torch.Tensor) -> Layout:
+        """The same keys, asked for by the tokens `rows_Q` (ascending) alone; queries and output are those rows, in order."""
+        return Narrow(self.segments, rows_Q)
+
     def to(self, device: torch.device) -> Layout:
         """The layout with the kernel's tensors on a GPU."""
         if device.type == "cuda":
@@ -95,6 +100,32 @@ class Layout:
             keys_K = None if here.keys_K is None else here.keys_K.to(device)
             self.varlen = here._replace(cu_queries=here.cu_queries.to(device), cu_keys=here.cu_keys.to(device), keys_K=keys_K)
         return self
+
+
+class Narrow(Layout):
+    """A layout whose queries are some of the tokens. For `_Tiled` alone: tiles number the queries, not the tokens."""
+
+    def __init__(self, segments: Sequence[Segment], rows_Q: torch.Tensor) -> None:
+        super().__init__(segments)
+        self._rows = rows_Q.tolist()
+        self._masks: dict[tuple[Tile, torch.dtype], torch.Tensor] = {}
+
+    def tiles(self, segment: Segment) -> Iterator[Tile]:
+        """The queries of a segment in blocks, each against all keys up to its last query."""
+        first, end = bisect_left(self._rows, segment.start), bisect_left(self._rows, segment.end)
+        before = segment.num_keys - (segment.end - segment.start)
+        for start in range(first, end, LARGE_TILE):
+            stop = min(start + LARGE_TILE, end)
+            yield Tile(start, stop, before + self._rows[stop - 1] + 1 - segment.start)
+
+    def mask(self, tile: Tile, dtype: torch.dtype) -> torch.Tensor:
+        """Additive mask [queries, keys]: a query sees as many keys fewer than the tile's last as tokens lie between the two."""
+        if (tile, dtype) not in self._masks:
+            rows_Q = torch.tensor(self._rows[tile.start : tile.end])
+            seen_Q = tile.num_keys - (rows_Q[-1] - rows_Q)
+            hidden_QK = torch.arange(tile.num_keys) >= seen_Q[:, None]
+            self._masks[tile, dtype] = torch.zeros(hidden_QK.shape, dtype=dtype).masked_fill_(hidden_QK, float("-inf"))
+        return self._masks[tile, dtype]
 
 
 def packed_attention(
@@ -215,10 +246,20 @@ def _varlen(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor, value_BGTD: torch.
     return out_THD[None]
 
 
-def hidden_states(model: Any, ids_T: torch.Tensor, positions_T: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
-    """Last hidden states [T, hidden] of a packed row; `segments` must cover its tokens in order."""
+def hidden_states(
+    model: Any, ids_T: torch.Tensor, positions_T: torch.Tensor, segments: Sequence[Segment], picks_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Last hidden states [T, hidden] of a packed row, or those [N, hidden] of the tokens `picks_N`; `segments` must cover its tokens in order.
+
+    A last layer that knows how (`LeanLast`) computes nothing of the other tokens but their keys and values; on a CPU only, since the
+    kernel of a GPU wants queries that follow one another.
+    """
     assert segments[0].start == 0 and segments[-1].end == len(ids_T)
     model.config._attn_implementation = NAME
-    out = model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, layout=Layout(segments).to(ids_T.device))
+    options: dict[str, Any] = {"layout": Layout(segments).to(ids_T.device)}
+    where_N = picks_N
+    if picks_N is not None and ids_T.device.type == "cpu" and hasattr(model.base_model, "layers") and hasattr(model.base_model.layers[-1], "narrows"):
+        options["last_rows"], where_N = torch.unique(picks_N, return_inverse=True)
+    out = model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, **options)
     hidden: torch.Tensor = out.last_hidden_state[0]
-    return hidden
+    return hidden if where_N is None else hidden.index_select(0, where_N)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer, Qwen2MLP, Qwen2RMSNorm
 
 from aloe.models.attention import packed_attention
 
@@ -140,15 +140,44 @@ class LeanAttention(nn.Module):
         if "layout" not in others:
             unpacked: tuple[torch.Tensor, None] = super().forward(hidden_states, position_embeddings, attention_mask, **others)
             return unpacked
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (layer(hidden_states).view(shape).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        cos, sin = (x.unsqueeze(1)[..., : self.head_dim // 2] for x in position_embeddings)
-        query, key = _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)  # type: ignore[no-untyped-call]
+        rows, layout = others.get("rows"), others["layout"]
+        asking, cos, sin = hidden_states, *(x.unsqueeze(1)[..., : self.head_dim // 2] for x in position_embeddings)
+        cos_asking, sin_asking = cos, sin
+        if rows is not None:
+            asking, layout = hidden_states.index_select(1, rows), layout.narrow(rows)
+            cos_asking, sin_asking = cos[:, :, rows], sin[:, :, rows]
+        key, value = (self._heads(layer, hidden_states) for layer in (self.k_proj, self.v_proj))
+        query = _Rotate.apply(self._heads(self.q_proj, asking), cos_asking, sin_asking)  # type: ignore[no-untyped-call]
         out, _ = packed_attention(
-            self, query, key, value, attention_mask, scaling=self.scaling, dropout=self.attention_dropout if self.training else 0.0,
-            sliding_window=getattr(self, "sliding_window", None), layout=others["layout"],
+            self, query, _Rotate.apply(key, cos, sin), value, attention_mask, scaling=self.scaling,  # type: ignore[no-untyped-call]
+            dropout=self.attention_dropout if self.training else 0.0, sliding_window=getattr(self, "sliding_window", None), layout=layout,
         )  # fmt: skip
-        return self.o_proj(out.reshape(*shape[:-2], -1)), None
+        return self.o_proj(out.reshape(*asking.shape[:-1], -1)), None
+
+    def _heads(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """[1, heads, tokens, head size]"""
+        out: torch.Tensor = layer(hidden).view(*hidden.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        return out
+
+
+class LeanLast(nn.Module):
+    """The last layer: of tokens whose output nobody asks for it computes keys and values only. `last_rows` [Q] are those asked for, ascending."""
+
+    narrows = True
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+
+    def forward(self, hidden_states: torch.Tensor, *given: Any, last_rows: torch.Tensor | None = None, **others: Any) -> torch.Tensor:
+        """[1, Q, hidden], or the shape of the input where `last_rows` is None."""
+        if last_rows is None:
+            whole: torch.Tensor = super().forward(hidden_states, *given, **others)
+            return whole
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), rows=last_rows, **others)
+        hidden: torch.Tensor = hidden_states.index_select(1, last_rows) + attended
+        out: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
 
 
 def _under(lean: type, known: type) -> type:
@@ -160,6 +189,7 @@ PAIRS: tuple[tuple[type, type], ...] = (
     (LeanAttention, Qwen2Attention),
 )  # fmt: skip
 LEAN = {known: _under(lean, known) for lean, known in PAIRS}
+LAST = {known: _under(LeanLast, known) for known in (LlamaDecoderLayer, Qwen2DecoderLayer)}
 
 
 def lean(model: Any) -> Any:
@@ -173,4 +203,7 @@ def lean(model: Any) -> Any:
             down = getattr(module, "down_proj", None)
             if type(down) is nn.Linear and down.bias is None:
                 down.__class__ = GatedLinear
+    for last in getattr(model.base_model, "layers", ())[-1:]:
+        if type(last) in LAST and isinstance(last.self_attn, LeanAttention):
+            last.__class__ = LAST[type(last)]
     return model

@@ -26,7 +26,7 @@ class Sft(Stage):
     """Supervised fine-tuning on the assistant's tokens."""
 
     kind: Literal["sft"]
-    version: ClassVar[int] = 2  # 2: bf16 computes with unrounded rotary frequencies
+    version: ClassVar[int] = 3  # 2: bf16 computes with unrounded rotary frequencies; 3: attention in fp32, last layer for supervised tokens only
     makes: ClassVar[str] = "model"
     base: str
     data: str
@@ -85,7 +85,7 @@ class Dpo(PreferenceOptions, Stage):
     """Preference optimisation in chunks; its own fields stand in PreferenceOptions."""
 
     kind: Literal["dpo"]
-    version: ClassVar[int] = 3  # 2: bf16 computes with unrounded rotary frequencies; 3: the NLL term counts tokens, not pairs
+    version: ClassVar[int] = 4  # 3: the NLL term counts tokens, not pairs; 4: attention in fp32, last layer for supervised tokens only
     makes: ClassVar[str] = "model"
     base: str
     data: str

@@ -31,7 +31,9 @@ class Shape(NamedTuple):
     """Entries of lm_head, which only supervised positions pass."""
     head_trained: bool
     attention: int
-    """Layers x query heads x head size."""
+    """Layers x query heads x head size; without a last layer that answers for supervised positions only, which adds next to nothing."""
+    narrow: int = 0
+    """Those of `weights` that only supervised positions pass: in a `LeanLast` layer all but the keys' and values'. All are trained."""
 
 
 def training_flops(shape: Shape, tokens: int, picks: int, pairs: int) -> float:
@@ -42,7 +44,7 @@ def training_flops(shape: Shape, tokens: int, picks: int, pairs: int) -> float:
     of a query, 2 operations for the score and 2 for the value, and twice that backward: 12 (Chowdhery et al. 2022, appendix B,
     whose 12 L H Q T a token counts every key of T; here only the `pairs` that are seen count).
     """
-    body = tokens * (4.0 * shape.weights + 2.0 * shape.trained)
+    body = tokens * (4.0 * (shape.weights - shape.narrow) + 2.0 * (shape.trained - shape.narrow)) + picks * 6.0 * shape.narrow
     head = picks * shape.head * (6.0 if shape.head_trained else 4.0)
     return body + head + 12.0 * shape.attention * pairs
 
@@ -63,12 +65,15 @@ def model_shape(model: Any) -> Shape:
     sizes = [(m.in_features * m.out_features, m.weight.requires_grad) for m in matrices]
     config = model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    last = next((m for m in model.modules() if hasattr(m, "narrows") and head.weight.device.type == "cpu"), None)
+    asked = [m for name, m in last.named_modules() if isinstance(m, torch.nn.Linear) and not name.endswith(("k_proj", "v_proj"))] if last else []
     return Shape(
-        sum(size for size, _ in sizes),
-        sum(size for size, trained in sizes if trained),
-        config.vocab_size * config.hidden_size,
-        head.weight.requires_grad,
-        config.num_hidden_layers * config.num_attention_heads * head_size,
+        weights=sum(size for size, _ in sizes),
+        trained=sum(size for size, trained in sizes if trained),
+        head=config.vocab_size * config.hidden_size,
+        head_trained=head.weight.requires_grad,
+        attention=(config.num_hidden_layers - bool(asked)) * config.num_attention_heads * head_size,
+        narrow=sum(m.in_features * m.out_features for m in asked),
     )
 
 

@@ -129,8 +129,8 @@ def shared_beginning(examples: Sequence[Example]) -> int:
 
 def batch_logps(model: Any, batch: Batch) -> torch.Tensor:
     """Log-probability [N] of every supervised target; only those positions reach lm_head."""
-    hidden = hidden_states(model, batch.ids_T, batch.positions_T, batch.segments)
-    return token_logps(hidden[batch.picks_N], model.get_output_embeddings().weight, batch.targets_N)
+    hidden_NH = hidden_states(model, batch.ids_T, batch.positions_T, batch.segments, batch.picks_N)
+    return token_logps(hidden_NH, model.get_output_embeddings().weight, batch.targets_N)
 
 
 def answer_sums(batch: Batch, values_N: torch.Tensor) -> torch.Tensor:

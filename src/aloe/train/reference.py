@@ -86,9 +86,9 @@ def _batches(parts: Parts, options: TrainOptions) -> Iterator[list[Example]]:
 
 
 def _key(engine: Engine, folders: Iterable[Path], parts: Parts, options: TrainOptions, machine: Machine) -> str:
-    """sha256 of the weights, of every token and its place in the batches, and of how they are computed (1: bump it with that)."""
+    """sha256 of the weights, of every token and its place in the batches, and of how they are computed (2: bump it with that)."""
     lora = options.lora.model_dump(mode="json") if options.lora else None
-    how = [1, torch.__version__, options.dtype, lora, engine.name, ranks.size(), machine.micro_batch_tokens, str(ranks.device())]
+    how = [2, torch.__version__, options.dtype, lora, engine.name, ranks.size(), machine.micro_batch_tokens, str(ranks.device())]
     digest = hashlib.sha256(json.dumps([how, [weights_hash(folder) for folder in folders]]).encode())
     for batch in _batches(parts, options):
         for e in batch:
