@@ -89,10 +89,6 @@ class Layout:
         keys_K = torch.cat([torch.arange(*run) for s in self.segments for run in s.runs]) if shared else None
         return Varlen(queries.cumsum(0).int(), keys.cumsum(0).int(), int(queries.max()), int(keys.max()), keys_K)
 
-    def narrow(self, rows_Q: torch.Tensor) -> Layout:
-        """The same keys, asked for by the tokens `rows_Q` (ascending) alone; queries and output are those rows, in order."""
-        return Narrow(self.segments, rows_Q)
-
     def to(self, device: torch.device) -> Layout:
         """The layout with the kernel's tensors on a GPU."""
         if device.type == "cuda":
@@ -103,29 +99,22 @@ class Layout:
 
 
 class Narrow(Layout):
-    """A layout whose queries are some of the tokens. For `_Tiled` alone: tiles number the queries, not the tokens."""
+    """A layout whose queries are the tokens `rows_Q` alone (ascending). For `_Tiled`: tiles number the queries, not the tokens."""
 
-    def __init__(self, segments: Sequence[Segment], rows_Q: torch.Tensor) -> None:
-        super().__init__(segments)
-        self._rows = rows_Q.tolist()
-        self._masks: dict[tuple[Tile, torch.dtype], torch.Tensor] = {}
+    def __init__(self, whole: Layout, rows_Q: torch.Tensor) -> None:
+        super().__init__(whole.segments)
+        self._rows: list[int] = rows_Q.tolist()
+        self.mask = whole.mask  # type: ignore[method-assign]
 
     def tiles(self, segment: Segment) -> Iterator[Tile]:
-        """The queries of a segment in blocks, each against all keys up to its last query."""
-        first, end = bisect_left(self._rows, segment.start), bisect_left(self._rows, segment.end)
+        """The queries of a segment in blocks of tokens that follow one another: so the one mask of all tiles fits them too."""
+        rows, start, end = self._rows, bisect_left(self._rows, segment.start), bisect_left(self._rows, segment.end)
         before = segment.num_keys - (segment.end - segment.start)
-        for start in range(first, end, LARGE_TILE):
-            stop = min(start + LARGE_TILE, end)
-            yield Tile(start, stop, before + self._rows[stop - 1] + 1 - segment.start)
-
-    def mask(self, tile: Tile, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask [queries, keys]: a query sees as many keys fewer than the tile's last as tokens lie between the two."""
-        if (tile, dtype) not in self._masks:
-            rows_Q = torch.tensor(self._rows[tile.start : tile.end])
-            seen_Q = tile.num_keys - (rows_Q[-1] - rows_Q)
-            hidden_QK = torch.arange(tile.num_keys) >= seen_Q[:, None]
-            self._masks[tile, dtype] = torch.zeros(hidden_QK.shape, dtype=dtype).masked_fill_(hidden_QK, float("-inf"))
-        return self._masks[tile, dtype]
+        while start < end:
+            most = min(start + LARGE_TILE, end)
+            stop = next((i for i in range(start + 1, most) if rows[i] != rows[i - 1] + 1), most)
+            yield Tile(start, stop, before + rows[stop - 1] + 1 - segment.start)
+            start = stop
 
 
 def packed_attention(

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer, Qwen2MLP, Qwen2RMSNorm
 
-from aloe.models.attention import packed_attention
+from aloe.models.attention import Narrow, packed_attention
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -144,7 +144,7 @@ class LeanAttention(nn.Module):
         asking, cos, sin = hidden_states, *(x.unsqueeze(1)[..., : self.head_dim // 2] for x in position_embeddings)
         cos_asking, sin_asking = cos, sin
         if rows is not None:
-            asking, layout = hidden_states.index_select(1, rows), layout.narrow(rows)
+            asking, layout = hidden_states.index_select(1, rows), Narrow(layout, rows)
             cos_asking, sin_asking = cos[:, :, rows], sin[:, :, rows]
         key, value = (self._heads(layer, hidden_states) for layer in (self.k_proj, self.v_proj))
         query = _Rotate.apply(self._heads(self.q_proj, asking), cos_asking, sin_asking)  # type: ignore[no-untyped-call]

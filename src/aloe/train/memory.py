@@ -55,15 +55,20 @@ def _targets(shape: Architecture, lora: LoraOptions) -> tuple[str, ...]:
 def training_memory(shape: Architecture, options: TrainOptions, machine: Machine, *, tokens: float, supervised: float, accumulates: bool) -> Memory:
     """Of a micro-batch of `tokens`, `supervised` of them; `accumulates` where a step has several micro-batches.
 
-    Four moments compete: the logits (all activations, and the gradients of earlier micro-batches), the last layer's backward pass (still
-    all activations), the first layer's (all gradients; in bf16 on one process those of the compute copies, beside the sum of earlier ones)
-    and the step. The largest one is returned.
+    Four moments compete: the logits (all activations, and the gradients of earlier micro-batches), the backward pass of the last whole
+    layer (still all activations before it), the first layer's (all gradients; in bf16 on one process those of the compute copies, beside
+    the sum of earlier ones) and the step. The largest one is returned.
     """
     width = 2 if options.dtype == "bf16" else 4
     weights, gradients, moments, transient = _states(shape, options, machine, width)
     layer = layer_bytes(shape, width, options.lora)
     ends = 2 * shape.hidden * width  # what the last norm reads and makes
-    kept = tokens * shape.layers * (shape.hidden * width if machine.gradient_checkpointing else layer)
+    narrow = machine.device == "cpu" and not options.lora  # models/lean.py: of the last layer supervised tokens alone have an output
+    whole_layers, last = shape.layers - narrow, 0.0
+    kept = tokens * whole_layers * (shape.hidden * width if machine.gradient_checkpointing else layer)
+    if narrow:
+        read = (2 * shape.hidden + 2 * shape.kv_size) * width + 4
+        last = tokens * shape.hidden * width if machine.gradient_checkpointing else tokens * read + supervised * (layer - read)
     again = tokens * layer if machine.gradient_checkpointing else 0.0
     inside = tokens * _inside(shape, width, machine)
     earlier = gradients if accumulates else 0.0
@@ -73,7 +78,7 @@ def training_memory(shape: Architecture, options: TrainOptions, machine: Machine
     if machine.device == "cpu":
         buffers += ATTENTION_TILE * min(tokens, options.max_length) * 4  # one mask
     found = (
-        (weights, earlier, moments, kept + tokens * ends, _logits(shape, options, min(supervised, LOGITS_CHUNK), width), buffers),
+        (weights, earlier, moments, kept + last + (supervised if narrow else tokens) * ends, _logits(shape, options, min(supervised, LOGITS_CHUNK), width), buffers),
         (weights, earlier + head, moments, kept + again + inside, 0.0, buffers),
         (weights, (earlier if transient else gradients) + transient, moments, tokens * layer + inside, 0.0, buffers),
         (weights, gradients, moments, 0.0, 0.0, buffers),
