@@ -27,10 +27,13 @@ stages:
     kind: curate
     sources:
 {sources}
-    avoid: [starter-unsafe, starter-harmless]
-  general-rows: {{kind: curate, sources: {{starter-general: {{n: 120}}, starter-safety: {{n: 130}}, starter-look-alikes: {{n: 70}}}}}}
-  preferences: {{kind: curate, sources: {{{preferences}: {{n: 150}}}}}}
-  attacks: {{kind: curate, sources: {{starter-safety: {{n: 185}}, starter-look-alikes: {{n: 135}}}}}}
+    avoid: [evaluated]
+  general-rows:
+    kind: curate
+    sources: {{starter-general: {{n: 120}}, starter-safety: {{n: 130}}, starter-look-alikes: {{n: 70}}}}
+    avoid: [evaluated]
+  preferences: {{kind: curate, sources: {{{preferences}: {{n: 150}}}}, avoid: [evaluated]}}
+  attacks: {{kind: curate, sources: {{starter-safety: {{n: 185}}, starter-look-alikes: {{n: 135}}}}, avoid: [evaluated]}}
 
   sft-own:
     kind: sft

@@ -33,6 +33,28 @@ def preview(
         print(line)
 
 
+@app.command("export-datatrove")
+def export_datatrove(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")], stage: Annotated[str, typer.Argument(help="A curate stage of it.")],
+    out: Annotated[Path, typer.Argument(help="The Python file to write.")],
+    tasks: Annotated[int, typer.Option(min=1, help="Among how many tasks the rows are shared.")] = 8,
+    executor: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    runs: Annotated[Path, typer.Option(help="Runs folder, on a disk that all tasks share.")] = Path("runs"),
+    on: Annotated[Path | None, typer.Option("--on", help="Machine file.")] = None,
+    partition: Annotated[str, typer.Option(help="Slurm partition.")] = "cpu",
+    time: Annotated[str, typer.Option(help="Slurm time limit.")] = "08:00:00",
+) -> None:  # fmt: skip
+    """Write a datatrove pipeline that makes a curate stage on a cluster.  Example: aloe data export-datatrove recipes/corpus.yaml corpus corpus.py"""
+    from aloe.core.errors import RecipeError
+    from aloe.datatrove import script
+
+    if executor not in ("local", "slurm", "ray"):
+        raise RecipeError(f"there is no executor {executor!r}", where="--executor", do="local, slurm or ray")
+    text = script(recipe, stage, runs, on, tasks, executor, partition, time)  # type: ignore[arg-type]
+    out.write_text(text)
+    print(f"{out}: {tasks} tasks; start it with python {out}, in an environment that has datatrove and aloe-llm")
+
+
 def listing() -> Iterator[str]:
     """A line a source."""
     from aloe.core.errors import SourceError

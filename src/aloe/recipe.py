@@ -28,7 +28,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = list(_problems(recipe, document))
     if problems:
         raise problems[0]
-    return recipe
+    return _avoiding_what_is_evaluated(recipe)
+
+
+EVALUATED = "evaluated"
+"""In `avoid`: every task of the recipe's evaluate stages."""
+
+
+def _avoiding_what_is_evaluated(recipe: Recipe) -> Recipe:
+    tasks = [plan.task for stage in recipe.stages.values() if stage.kind == "evaluate" for plan in stage.tasks]
+    stages: dict[str, AnyStage] = dict(recipe.stages)
+    for name, stage in recipe.stages.items():
+        if stage.kind == "curate" and EVALUATED in stage.avoid:
+            named = [task for task in stage.avoid if task != EVALUATED]
+            stages[name] = stage.model_copy(update={"avoid": tuple(dict.fromkeys([*named, *tasks]))})
+    return recipe.model_copy(update={"stages": stages})
 
 
 def load_machine(path: Path | None) -> Machine:

@@ -106,7 +106,8 @@ def plan(recipe: Recipe, runs: Path, memo: HashMemo, until: str | None = None, *
     return list(nodes.values())
 
 
-def _fetch(recipe: Recipe, until: str | None) -> None:
+def fetch(recipe: Recipe, until: str | None) -> None:
+    """What the stages up to `until` read from elsewhere is here afterwards."""
     names = list(recipe.stages)
     stages = [recipe.stages[name] for name in (names[: names.index(until) + 1] if until in names else names)]
     for stage in stages:
@@ -191,7 +192,7 @@ def run(
     _writable(runs)
     with locked(runs), meeting(machine, runs, _meaning(recipe, until)) as host:
         memo = HashMemo(runs / ".hashes.json")
-        _fetch(recipe, until)
+        fetch(recipe, until)
         nodes = plan(recipe, runs, memo, until)
         left = any(not n.done for n in nodes)
         machine = measured(machine, runs) if left else machine
@@ -249,7 +250,7 @@ def _execute(
             metrics = launch.run_stage(node.stage, inputs, temporary, context, host)
     except BaseException:
         with suppress(OSError):  # the disk may be what failed
-            _note_attempts(work, node.fingerprint, resumed, spent())
+            note_attempts(work, node.fingerprint, resumed, spent())
         raise
     total = spent()
     if total.peak_gb:
@@ -299,11 +300,12 @@ def _prepare(temporary: Path, work: Path, key: str) -> tuple[int, Spent]:
             if entry != work or not attempts:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     work.mkdir(parents=True, exist_ok=True)
-    _note_attempts(work, key, attempts, spent)
+    note_attempts(work, key, attempts, spent)
     return attempts, spent
 
 
-def _note_attempts(work: Path, key: str, attempts: int, spent: Spent) -> None:
+def note_attempts(work: Path, key: str, attempts: int, spent: Spent) -> None:
+    """Whose work lies in `work`: the next attempt of the same fingerprint takes it up."""
     write_text(work / ATTEMPTS, json.dumps({"fingerprint": key, "attempts": attempts, "spent": spent._asdict()}))
 
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from aloe.core.rows import Drop, Row, Step
 from aloe.data.clean import complete, length, repair
-from aloe.data.curate import STEPS, Curated, Options, curate
+from aloe.data.curate import COMPARING, STEPS, Curated, Options, curate
 from aloe.data.decontaminate import Questions
 from aloe.data.hashing import normal
+from aloe.data.mixture import Mixture, mix
+from aloe.data.settings import Near
 from toys import assistant, row, system, user
 
 NOTHING = Options()
@@ -86,6 +88,52 @@ def test_exact_ignores_case_and_punctuation_and_names_the_first() -> None:
 
 def test_exact_keeps_turns_apart() -> None:
     assert compared(Options(exact=True), [row("1", "a b", "c"), row("2", "a", "b c")]) == {}
+
+
+# near
+
+
+def test_near_rows_that_stay_name_their_cluster_and_are_held_out_together() -> None:
+    text = "a patient of {n} years comes with fever and a cough that has lasted for more than {n} weeks and asks what to do about it today"
+    rows = [row(f"{group}-{copy}", f"{'word ' * group} {text.format(n=group)}", "rest" + " please" * copy) for group in range(30) for copy in range(2)]
+    found = run({"s": (rows, None)}, Options(near=Near(threshold=0.8, multi_turn=0.8, drop=False)))
+    assert len(found.rows) == len(rows) and not found.drops
+    clusters = {r.id: r.scores["cluster"] for r in found.rows}
+    mixed = mix(found.rows, Mixture(held_out=0.5), {}, 1)
+    sides = {clusters[r.id]: side for side, some in enumerate((mixed.rows, mixed.held_out)) for r in some}
+    assert all(clusters[f"test/{group}-0"] == clusters[f"test/{group}-1"] for group in range(30)) and set(sides.values()) == {0, 1}
+    assert not {clusters[r.id] for r in mixed.rows} & {clusters[r.id] for r in mixed.held_out}
+
+
+# stems
+
+
+def option_question(name: str, stem: str, *options: str) -> Row:
+    lines = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
+    return row(name, f"{stem}\n\n{lines}\n\nGive the letter.", f"A. {options[0]}")
+
+
+def test_a_question_that_comes_back_with_other_options_leaves() -> None:
+    rows = [
+        option_question("1", "Which drug is first choice in gout?", "Colchicine", "Aspirin"),
+        option_question("2", "which drug is FIRST choice in gout", "Naproxen", "Codeine", "Iron"),
+        option_question("3", "Which drug is first choice in asthma?", "Salbutamol", "Aspirin"),
+    ]
+    assert compared(Options(stems=True), rows) == {"test/2": "asks what is asked by test/1"}
+    assert compared(Options(exact=True), rows) == {}
+
+
+def test_short_stems_and_questions_without_options_are_not_compared() -> None:
+    same = [row(str(n), "Which drug is first choice in gout?", f"answer {n}") for n in range(2)]
+    short = [option_question(f"o{n}", "Which is true?", f"a{n}", f"b{n}") for n in range(2)]
+    listed = [row(f"l{n}", f"My blood is of group\nB. I want to know {n}.", "Ask.") for n in range(2)]
+    assert compared(Options(stems=True), [*same, *short, *listed]) == {}
+
+
+def test_what_left_as_equal_is_no_question_asked_before() -> None:
+    rows = [option_question(str(n), "Which drug is first choice in gout?", "Colchicine", "Aspirin") for n in range(3)]
+    found = run({"s": (rows, None)}, Options(exact=True, stems=True))
+    assert [drop.step for drop in found.drops] == ["exact", "exact"]
 
 
 def test_normal_text_keeps_letters_of_every_language_and_numbers() -> None:
@@ -185,7 +233,7 @@ def test_every_step_that_a_recipe_can_name_is_there() -> None:
     from aloe.stages import Curate
 
     named = get_args(get_args(Curate.model_fields["steps"].annotation)[0])
-    assert {*STEPS, "exact", "lengths"} == set(named)
+    assert {*STEPS, *COMPARING} == set(named)
 
 
 def test_nothing_leaves_without_a_reason() -> None:

@@ -145,6 +145,7 @@ EXTRA: dict[tuple[str, str], dict[str, Any]] = {  # fields that only matter toge
     ("facts", "avoid_judge"): {"sources": {"file:MORE": {}}, "avoid": ["file:TASK"], "avoid_judge": "fake:echo"},
     ("facts", "near.threshold"): {"near": {"threshold": 1.0, "multi_turn": 1.0, "words": 1}, "near.threshold": 0.5},
     ("facts", "near.multi_turn"): {"sources": {"file:TALKS": {}}, "avoid": [], "near": {"threshold": 1.0, "multi_turn": 1.0, "words": 1}, "near.multi_turn": 0.5},
+    ("facts", "near.drop"): {"near": {"threshold": 0.4, "multi_turn": 0.4, "words": 1}, "near.drop": False},
     ("facts", "near.words"): {"near": {"threshold": 0.6, "multi_turn": 0.6}, "near.words": 1},
     ("facts", "quality.scorer"): {"quality": {"drop": 0.3}, "quality.scorer": "fake:hash"},
     ("facts", "quality.drop"): {"quality": {}, "quality.drop": 0.5},

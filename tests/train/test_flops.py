@@ -61,7 +61,7 @@ def test_a_model_is_counted_as_torch_counts_it(toy_folder: Path) -> None:
 def test_of_a_last_layer_that_answers_for_supervised_positions_only_no_more_is_counted_than_it_does(toy_folder: Path) -> None:
     whole, model, one = model_shape(load_model(toy_folder, torch.float32)), lean(load_model(toy_folder, torch.float32)), batch()
     shape = model_shape(model)
-    assert shape == whole._replace(attention=64, narrow=64 * 64 * 2 + 64 * 128 * 3)
+    assert shape == whole._replace(attention=64, narrow=64 * 64 * 2 + 64 * 128 * 3, narrow_trained=64 * 64 * 2 + 64 * 128 * 3)
     with FlopCounterMode(display=False) as counter:
         Sft().loss(model, one).over({"tokens": 1.0}).backward()
     tokens, picks = len(one.ids_T), len(one.picks_N)

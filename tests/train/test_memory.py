@@ -81,7 +81,7 @@ def parts(options: TrainOptions, on: Machine, tokens: float = 4096) -> Memory:
     ("on", "ranks", "weights", "gradients"),
     [
         # bytes a parameter: masters, and copies to compute with where the engine keeps them
-        (Machine(device="gpu"), 1, 6, 6),  # the first layer's backward pass: the sum of earlier micro-batches, and the copies' own
+        (Machine(device="gpu"), 1, 6, 4),
         (CLUSTER, 32, 4, 4),
         (CLUSTER.model_copy(update={"shard": "hybrid"}), 4, 4, 4),
         (CLUSTER.model_copy(update={"engine": "zero3"}), 32, 6, 6),
@@ -129,7 +129,6 @@ def test_what_a_layer_keeps_is_listed_tensor_by_tensor() -> None:
 
 def test_logits_exist_a_chunk_at_a_time() -> None:
     on = Machine(device="gpu", gradient_checkpointing=True)
-    short, long = (parts(TrainOptions(lr=1), on, tokens).logits for tokens in (4096, 16384))
-    assert short == long < 2.5
-    whole = 16384 * LLAMA_8B.vocabulary * 18 / 1e9
-    assert long < whole / 15
+    short, long = (parts(TrainOptions(lr=1), on, tokens).logits for tokens in (1024, 8192))
+    assert short == long < 3.5  # 3.15 of it the head's gradient, in bf16 and in fp32
+    assert long < 8192 * LLAMA_8B.vocabulary * 18 / 1e9 / 5

@@ -145,6 +145,13 @@ def choices(row: Row) -> Row | Drop:
     return row.model_copy(update={"messages": (*row.messages[:-1], answer)})
 
 
+def stem(row: Row) -> str:
+    """What an option question asks, without its options; "" of every other row."""
+    asked = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
+    options = list(_OPTION.finditer(asked))
+    return asked[: options[0].start()] if [option[1] for option in options] == list(LETTERS[: len(options)]) and len(options) > 1 else ""
+
+
 _LOOKED_AT, _LEAST_WORDS, _LEAST_SHARE = 300, 12, 0.08
 
 

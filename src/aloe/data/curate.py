@@ -19,10 +19,12 @@ from aloe.core.forks import in_processes
 from aloe.core.rows import Drop, Row, Step
 from aloe.core.seeds import seed_for
 from aloe.data import clean
+from aloe.data.blocks import Block, block_file, load_block, save_block
 from aloe.data.decontaminate import Questions, judged
 from aloe.data.dedup import band_keys, first_of, near_rows, said
 from aloe.data.hashing import I64, whole, words
 from aloe.data.lengths import log_ratio, surplus
+from aloe.data.mixture import CLUSTER
 from aloe.data.quality import Scores, built_in, by_model
 from aloe.data.settings import Near, Quality
 from aloe.data.spool import Spool, Stored, drop_of, packed, packed_drops, row_of
@@ -31,6 +33,9 @@ from aloe.models.model import Model
 STEPS: dict[str, Step] = {
     "repair": clean.repair, "links": clean.links, "complete": clean.complete, "rules": clean.rules, "choices": clean.choices,
 }  # fmt: skip
+COMPARING = ("exact", "stems", "lengths")
+"""Steps that compare rows."""
+_LEAST_STEM = 4  # words; "Which is true?" asks another question with other options
 _BLOCK_ROWS, _BLOCK_CHARACTERS, _AT_ONCE, _LEAST = 16384, 1 << 26, 1024, 256
 _ASKED_AT_ONCE = 512
 
@@ -44,6 +49,8 @@ class Options(NamedTuple):
     judge: Model | None = None
     """Says of rows that hold a question whether they do; None: they do."""
     exact: bool = False
+    stems: bool = False
+    """An option question leaves whose question, without its options, an earlier row asks."""
     near: Near | None = None
     lengths: bool = False
     """Balance pairs by the lengths of their answers."""
@@ -61,19 +68,6 @@ class Curated(NamedTuple):
     rows: Sequence[Row]
     drops: Sequence[Drop]
     counts: dict[str, dict[str, int]]
-
-
-class _Block(NamedTuple):
-    """What a worker sends back of some rows: records and what is known of each, for those that stay and for those that do not."""
-
-    records: bytes
-    sizes: list[int]
-    sources: list[int]
-    facts: dict[str, Any]
-    drops: bytes
-    drop_sizes: list[int]
-    drop_sources: list[int]
-    drop_steps: list[str]
 
 
 class _Later(NamedTuple):
@@ -96,15 +90,17 @@ def curate(
 ) -> Curated:
     """Run the steps over all sources, then keep a fixed subset of n rows of each, chosen and ordered by hash of the row's id.
 
-    Waiting rows lie in `work` (None: the system's folder for temporary files). The result does not depend on the number of processes.
+    Waiting rows lie in `work` (None: the system's folder for temporary files), where blocks of `make_blocks` are found too. The result does
+    not depend on them, nor on the number of processes.
     """
     names = list(sources)
     kept, dropped = Spool(work), Spool(work)
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     parts: list[dict[str, Any]] = []
     owners: list[I64] = []
-    for block in _blocks(sources, counts, watch):
-        for found in in_processes(block, partial(_alone, options, seed), processes, _LEAST):
+    for number, block in enumerate(_blocks(sources, counts, watch)):
+        made = load_block(block_file(work, number), _ends(block)) if work else None
+        for found in [made] if made else in_processes(block, partial(_alone, options, seed), processes, _LEAST):
             kept.add(found.records, found.sizes)
             dropped.add(found.drops, found.drop_sizes)
             owners.append(np.array(found.sources, np.int64))
@@ -124,9 +120,10 @@ def curate(
 
     def read_row(number: int) -> Row:
         row = row_of(kept.read(number))
-        if options.quality:
-            scores = {name: round(float(facts[name][number]), 3) for name in Scores._fields}
-            row = row.model_copy(update={"scores": {**row.scores, **scores}})
+        scores = {name: round(float(facts[name][number]), 3) for name in Scores._fields} if options.quality else {}
+        if options.near and facts[CLUSTER][number] >= 0:
+            scores[CLUSTER] = float(facts[CLUSTER][number])
+        row = row.model_copy(update={"scores": {**row.scores, **scores}}) if scores else row
         return options.finish(row) if options.finish else row
 
     def read_drop(number: int) -> Drop:
@@ -138,6 +135,25 @@ def curate(
 
     drops = Stored(read_drop, range(len(dropped) + len(later)))
     return Curated(Stored(read_row, chosen), drops, {name: dict(count) for name, count in counts.items()})
+
+
+def make_blocks(sources: Mapping[str, Iterable[Row]], options: Options, seed: int, work: Path, rank: int, world_size: int) -> int:
+    """Of every `world_size`-th block of rows, beginning with `rank`, what `curate` would make of it by itself; kept in `work`, where `curate`
+    takes it up. A block that is there is not made again. Returns how many rows they hold. All tasks read all sources."""
+    rows = 0
+    plain = {name: (stream, None) for name, stream in sources.items()}
+    for number, block in enumerate(_blocks(plain, {name: Counter() for name in sources}, lambda name: None)):
+        if number % world_size != rank:
+            continue
+        file = block_file(work, number)
+        if load_block(file, _ends(block)) is None:
+            save_block(file, _alone(options, seed, block), _ends(block))
+        rows += len(block)
+    return rows
+
+
+def _ends(block: Sequence[tuple[int, Row]]) -> tuple[str, str]:
+    return block[0][1].id, block[-1][1].id
 
 
 def _blocks(
@@ -176,15 +192,15 @@ def _new_ids(block: Sequence[tuple[int, Row]], name: str, earlier: Mapping[str, 
     return ids
 
 
-def _alone(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> _Block:
+def _alone(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> Block:
     """All that is done to rows one by one; the work of a process."""
     found = [_some(options, seed, block[at : at + _AT_ONCE]) for at in range(0, len(block), _AT_ONCE)] or [_some(options, seed, [])]
     facts = {key: np.concatenate([part.facts[key] for part in found]) for key in found[0].facts}
     lists = {name: [x for part in found for x in getattr(part, name)] for name in ("sizes", "sources", "drop_sizes", "drop_sources", "drop_steps")}
-    return _Block(records=b"".join(part.records for part in found), drops=b"".join(part.drops for part in found), facts=facts, **lists)
+    return Block(records=b"".join(part.records for part in found), drops=b"".join(part.drops for part in found), facts=facts, **lists)
 
 
-def _some(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> _Block:
+def _some(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> Block:
     source = {row.id: number for number, row in block}
     drops: list[Drop] = []
     stream: Iterator[Row] = iter([row for _, row in block])
@@ -214,6 +230,9 @@ def _some(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> _Blo
         if options.near:
             facts["bands"] = band_keys(texts, options.near)
             facts["multi_turn"] = np.array([len(clean.user_turns(row)) > 1 for row in rows], bool)
+    if options.stems:
+        asking = words([clean.stem(row) for row in rows])
+        facts["stem"] = np.where(asking.counts >= _LEAST_STEM, whole(asking), np.uint64(0))
     if options.lengths:
         facts["ratio"] = np.array([np.nan if row.rejected is None else log_ratio(row) for row in rows])
     if options.quality:
@@ -221,7 +240,7 @@ def _some(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> _Blo
         facts |= {name: np.array([getattr(score, name) for score in scores]) for name in Scores._fields}
     packed_rows, packed_out = packed(rows), packed_drops(drops)
     drop_sources = [source[drop.row.id] for drop in drops]
-    return _Block(*packed_rows, [source[row.id] for row in rows], facts, *packed_out, drop_sources, [drop.step for drop in drops])
+    return Block(*packed_rows, [source[row.id] for row in rows], facts, *packed_out, drop_sources, [drop.step for drop in drops])
 
 
 def _kept(stream: Iterator[Row | Drop], drops: list[Drop]) -> Iterator[Row]:
@@ -245,13 +264,22 @@ def _compared(kept: Spool, facts: dict[str, Any], options: Options, processes: i
     if options.exact:
         first = first_of(facts.pop("exact"))
         leave(_Later(number, "exact", "same as ", int(first[number])) for number in np.flatnonzero(first != np.arange(len(first))).tolist())
+    if options.stems:
+        here = np.flatnonzero(alive)
+        first = here[first_of(facts.pop("stem")[here])]
+        repeats = np.flatnonzero(first != here)
+        leave(_Later(int(here[at]), "stems", "asks what is asked by ", int(first[at])) for at in repeats)
     if options.near:
         here = np.flatnonzero(alive)
+        facts[CLUSTER] = np.full(len(kept), -1, np.int64)
 
         def texts(numbers: Sequence[int]) -> list[str]:
             return [said(row_of(kept.read(int(here[number])))) for number in numbers]
 
         for like in near_rows(facts.pop("bands")[here], facts["multi_turn"][here], texts, options.near, processes):
+            if not options.near.drop:
+                facts[CLUSTER][here[[like.row, like.other]]] = here[like.other]
+                continue
             how = "" if like.through == like.other else f" to {row_of(kept.read(int(here[like.through]))).id}"
             after = f" (similarity {like.similarity:.2f}{how})"
             leave([_Later(int(here[like.row]), "near", "like ", int(here[like.other]), after)])

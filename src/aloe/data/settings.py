@@ -19,6 +19,8 @@ class Near(Config):
     """The same where one of the two has several turns of the user."""
     words: int = Field(default=5, ge=1, le=20)
     """Length of a word sequence."""
+    drop: bool = True
+    """False keeps near rows and says which belong together (score `cluster`), so that a mixture's `held_out` never splits them."""
 
     def bands(self) -> tuple[int, int]:
         """Number of bands and bins in each: the most selective ones that bring two rows at the threshold together in 99 of 100 cases."""

@@ -176,18 +176,19 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *given, logsumexp_BHT = ctx.saved_tensors
+        layout, ctx.layout = ctx.layout, None  # the graph outlives its backward pass until the next loss takes its name, masks and all
         query, key, value, out = (x.float() for x in given)
         dtype, grad_out = grad_out.dtype, grad_out.float()
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)  # many tiles add to one key
-        for segment in ctx.layout.segments:
+        for segment in layout.segments:
             keys, values = _gather(key, segment), _gather(value, segment)
             grad_keys, grad_values = _gather(grad_key, segment), _gather(grad_value, segment)
-            for tile in ctx.layout.tiles(segment):
+            for tile in layout.tiles(segment):
                 here, seen = slice(tile.start, tile.end), slice(tile.num_keys)
                 grad_query[:, :, here], more_keys, more_values = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                     grad_out[:, :, here], query[:, :, here], keys[:, :, seen], values[:, :, seen], out[:, :, here], logsumexp_BHT[:, :, here],
-                    0.0, False, attn_mask=ctx.layout.mask(tile, query.dtype), scale=ctx.scale,
+                    0.0, False, attn_mask=layout.mask(tile, query.dtype), scale=ctx.scale,
                 )  # fmt: skip
                 grad_keys[:, :, seen] += more_keys
                 grad_values[:, :, seen] += more_values

@@ -37,7 +37,8 @@ def datasheet(facts: Facts) -> list[Sheet]:
 def _sheet(stage: Artifact, ledger: dict[str, Any]) -> Sheet:
     totals, files = ledger["totals"], (f"{stage.path.name}/{LEDGER}",)
     unclear = [s["name"] for s in ledger["sources"] if s["kept"] and "unknown" in s["licence_kinds"]]
-    summary = f"{number(totals['kept'])} rows over {totals['tasks']} tasks, about {number(totals['tokens'])} tokens, from {totals['sources']} sources"
+    sources = "1 source" if totals["sources"] == 1 else f"{totals['sources']} sources"
+    summary = f"{number(totals['kept'])} rows over {totals['tasks']} tasks, about {number(totals['tokens'])} tokens, from {sources}"
     held = f"; {number(totals['held_out'])} more rows are held out for validation, no cluster of near duplicates split" if totals["held_out"] else ""
     tasks = tuple(
         (task["task"], number(task["rows"]), percent(task["row_share"]), number(task["tokens"]), percent(task["token_share"]))

@@ -42,11 +42,12 @@ def percent(share: float) -> str:
 
 def _brief(ledger: Mapping[str, Any]) -> str:
     totals = ledger["totals"]
+    sources = "1 source" if totals["sources"] == 1 else f"{totals['sources']} sources"
     found = sum(entry["rows"] for entry in ledger["contamination"])
     held = f" {number(totals['held_out'])} are held out for validation." if totals["held_out"] else ""
     asked = f", {number(found)} of them because they held a question of an evaluation" if found else ""
     return (
-        f"Of {number(totals['read'])} rows read from {number(totals['sources'])} sources, {number(totals['dropped'])} were dropped{asked}. "
+        f"Of {number(totals['read'])} rows read from {sources}, {number(totals['dropped'])} were dropped{asked}. "
         f"{number(totals['kept'])} rows over {totals['tasks']} tasks are trained on, about {number(totals['tokens'])} tokens.{held}"
     )
 

@@ -22,6 +22,7 @@ from aloe.starter import pack
 from aloe.train.options import TokenOptions
 
 if TYPE_CHECKING:
+    from aloe.data import ledger
     from aloe.data.curate import Options
 
 
@@ -87,15 +88,15 @@ class Curate(Stage):
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
     """Source name (`aloe data list`) or file:PATH -> how much of it."""
-    steps: tuple[Literal["repair", "links", "complete", "rules", "choices", "exact", "lengths"], ...] = ("repair", "complete", "exact")
-    """In this order, but `exact` and `lengths`, which compare what all of them have left. `lengths` balances pairs so that the better
-    answer is not mostly the longer or the shorter one; see data/lengths.py."""
+    steps: tuple[Literal["repair", "links", "complete", "rules", "choices", "exact", "stems", "lengths"], ...] = ("repair", "complete", "exact")
+    """In this order, but `exact`, `stems` and `lengths`, which compare what all of them have left. `stems`: an option question is asked
+    once, whatever its options. `lengths` balances pairs so that the better answer is not mostly the longer or the shorter one."""
     languages: tuple[Literal["en", "es", "fr", "de", "it", "pt", "ca", "nl"], ...] = ()
     """A row that is clearly in another one is dropped; none given: not looked at."""
     phi: Literal["keep", "mask", "drop"] = "keep"
     """Patterns of personal health information: left, masked, or a reason to drop the row."""
     avoid: tuple[str, ...] = ()
-    """Evaluation tasks whose questions must not stand in any row."""
+    """Evaluation tasks whose questions must not stand in any row; `evaluated` means those of the recipe's evaluate stages."""
     avoid_coverage: float = Field(default=0.5, gt=0, le=1)
     """A row may not hold this share of a question's words in 8-word sequences. Questions under 8 words are looked for as whole turns or lines."""
     avoid_judge: str | None = None
@@ -180,10 +181,9 @@ class Curate(Stage):
         from aloe.data import curate, ledger
         from aloe.data.corpus import Reading, finish, source_facts
         from aloe.data.lengths import pair_lengths
-        from aloe.evals.task import open_task
         from aloe.report.ledger_page import write_ledger
 
-        asked = {q.id: ledger.Asked(name, q.text) for name in self.avoid for q in open_task(name).questions("test")}
+        asked = self._asked()
         options = self.options({name: question.text for name, question in asked.items()}, context)
         names, excluded = self._allowed()
         reading = Reading(names, self.licences, self.on_bad_row)
@@ -209,6 +209,22 @@ class Curate(Stage):
         pairs = pair_lengths(result.rows)
         return totals | ({"pair_lengths": pairs} if pairs else {})
 
+    def make_blocks(self, context: Context, rank: int, world_size: int) -> int:
+        """A task's share of what `run` does to rows alone, kept in `context.work`, where `run` finds it; see `curate.make_blocks`."""
+        from aloe.data import curate
+        from aloe.data.corpus import Reading
+
+        options = self.options({name: question.text for name, question in self._asked().items()}, context)
+        reading = Reading(self._allowed()[0], self.licences, self.on_bad_row)
+        sources = {name: reading.rows(name, self.sources[name].revision) for name in self._allowed()[0]}
+        return curate.make_blocks(sources, options, context.seed, context.work, rank, world_size)
+
+    def _asked(self) -> dict[str, ledger.Asked]:
+        from aloe.data import ledger
+        from aloe.evals.task import open_task
+
+        return {q.id: ledger.Asked(name, q.text) for name in self.avoid for q in open_task(name).questions("test")}
+
     def _models(self) -> list[str]:
         scorer = self.quality.scorer if self.quality else BUILT_IN
         return [spec for spec in (self.avoid_judge, scorer) if spec and spec != BUILT_IN]
@@ -219,7 +235,7 @@ class Curate(Stage):
         from aloe.data.decontaminate import Questions
         from aloe.models.model import open_model
 
-        steps = [curate.STEPS[name] for name in self.steps if name not in ("exact", "lengths")]
+        steps = [curate.STEPS[name] for name in self.steps if name not in curate.COMPARING]
         if self.languages:
             steps.append(clean.languages(self.languages))
         if self.phi != "keep":
@@ -232,6 +248,7 @@ class Curate(Stage):
             questions=Questions(asked, self.avoid_coverage) if self.avoid else None,
             judge=open_model(self.avoid_judge, context.machine) if self.avoid_judge else None,
             exact="exact" in self.steps,
+            stems="stems" in self.steps,
             near=self.near,
             lengths="lengths" in self.steps,
             quality=self.quality,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -192,8 +193,8 @@ class TorchEngine:
 
 
 class OneProcess(TorchEngine):
-    """All in this process. In bf16 the model computes on a bf16 copy, whose gradients are added to the masters' after every
-    micro-batch, so that accumulation does not round."""
+    """All in this process. In bf16 the model computes on a bf16 copy, whose gradients are added to the masters' as soon as the backward
+    pass has made them, so that accumulation does not round and no two copies of all gradients are ever there."""
 
     name = "one"
 
@@ -204,21 +205,9 @@ class OneProcess(TorchEngine):
         if options.dtype == "bf16":
             masters = [p.detach().clone().requires_grad_() for p in self._compute]
             cast(model, torch.bfloat16)
+            for master, compute in zip(masters, self._compute, strict=True):
+                compute.register_post_accumulate_grad_hook(partial(_take_gradient, master))  # type: ignore[no-untyped-call]
         self._open(model, masters, options)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """See Engine."""
-        super().backward(loss)
-        if self.masters is self._compute:
-            return
-        for master, compute in zip(self.masters, self._compute, strict=True):
-            if compute.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = compute.grad.float()
-            else:
-                master.grad += compute.grad
-            compute.grad = None
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
@@ -234,3 +223,12 @@ class OneProcess(TorchEngine):
         if self.masters is not self._compute:
             with torch.no_grad():
                 torch._foreach_copy_(self._compute, self.masters)
+
+
+def _take_gradient(master: torch.Tensor, compute: torch.Tensor) -> None:
+    assert compute.grad is not None
+    if master.grad is None:
+        master.grad = compute.grad.float()
+    else:
+        master.grad += compute.grad
+    compute.grad = None

@@ -7,7 +7,7 @@ Their ratio, the share of the GEMM rate, says how much of the machine a run of t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -33,7 +33,9 @@ class Shape(NamedTuple):
     attention: int
     """Layers x query heads x head size; without a last layer that answers for supervised positions only, which adds next to nothing."""
     narrow: int = 0
-    """Those of `weights` that only supervised positions pass: in a `LeanLast` layer all but the keys' and values'. All are trained."""
+    """Those of `weights` that only supervised positions pass: in a `LeanLast` layer all but the keys' and values'."""
+    narrow_trained: int = 0
+    """Those of them that are trained."""
 
 
 def training_flops(shape: Shape, tokens: int, picks: int, pairs: int) -> float:
@@ -44,7 +46,8 @@ def training_flops(shape: Shape, tokens: int, picks: int, pairs: int) -> float:
     of a query, 2 operations for the score and 2 for the value, and twice that backward: 12 (Chowdhery et al. 2022, appendix B,
     whose 12 L H Q T a token counts every key of T; here only the `pairs` that are seen count).
     """
-    body = tokens * (4.0 * (shape.weights - shape.narrow) + 2.0 * (shape.trained - shape.narrow)) + picks * 6.0 * shape.narrow
+    body = tokens * (4.0 * (shape.weights - shape.narrow) + 2.0 * (shape.trained - shape.narrow_trained))
+    body += picks * (4.0 * shape.narrow + 2.0 * shape.narrow_trained)
     head = picks * shape.head * (6.0 if shape.head_trained else 4.0)
     return body + head + 12.0 * shape.attention * pairs
 
@@ -61,20 +64,25 @@ def attention_pairs(segments: Sequence[Segment]) -> int:
 def model_shape(model: Any) -> Shape:
     """The shape of a transformers model; sizes are those of the layers, also where the weights are packed or sharded."""
     head = model.get_output_embeddings()
-    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    sizes = [(m.in_features * m.out_features, m.weight.requires_grad) for m in matrices]
+    everywhere = _sizes((name, m) for name, m in model.named_modules() if m is not head)
     config = model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     last = next((m for m in model.modules() if hasattr(m, "narrows") and head.weight.device.type == "cpu"), None)
-    asked = [m for name, m in last.named_modules() if isinstance(m, torch.nn.Linear) and not name.endswith(("k_proj", "v_proj"))] if last else []
+    asked = _sizes((name, m) for name, m in last.named_modules() if "k_proj" not in name and "v_proj" not in name) if last else []
     return Shape(
-        weights=sum(size for size, _ in sizes),
-        trained=sum(size for size, trained in sizes if trained),
+        weights=sum(size for size, _ in everywhere),
+        trained=sum(size for size, trained in everywhere if trained),
         head=config.vocab_size * config.hidden_size,
         head_trained=head.weight.requires_grad,
         attention=(config.num_hidden_layers - bool(asked)) * config.num_attention_heads * head_size,
-        narrow=sum(m.in_features * m.out_features for m in asked),
+        narrow=sum(size for size, _ in asked),
+        narrow_trained=sum(size for size, trained in asked if trained),
     )
+
+
+def _sizes(modules: Iterable[tuple[str, torch.nn.Module]]) -> list[tuple[int, bool]]:
+    """Entries of the linear layers among them, and whether each is trained."""
+    return [(m.in_features * m.out_features, m.weight.requires_grad) for _, m in modules if isinstance(m, torch.nn.Linear)]
 
 
 def measured_gemm_rate(model: Any, tokens: int, dtype: torch.dtype) -> float:

@@ -18,6 +18,7 @@ from aloe.core.errors import ModelError, RecipeError
 from aloe.core.seeds import seed_for
 from aloe.models.adapter import put_adapter
 from aloe.models.folder import ADAPTER_WEIGHTS, copy_tokenizer, record_base, relative_base, whole_folder
+from aloe.models.lean import lean
 from aloe.models.load import load_model
 from aloe.train.batches import Example
 from aloe.train.options import LoraOptions, TrainOptions
@@ -40,6 +41,7 @@ def open_with_adapter(start: Path, options: TrainOptions, lora: LoraOptions, *, 
                 module.support_avx512bf16_for_cpu = False
     else:
         model = load_model(start, dtype)
+    lean(model)
     if kept:
         put_adapter(model, kept, trainable=True)
     else:

@@ -55,20 +55,22 @@ def _targets(shape: Architecture, lora: LoraOptions) -> tuple[str, ...]:
 def training_memory(shape: Architecture, options: TrainOptions, machine: Machine, *, tokens: float, supervised: float, accumulates: bool) -> Memory:
     """Of a micro-batch of `tokens`, `supervised` of them; `accumulates` where a step has several micro-batches.
 
-    Four moments compete: the logits (all activations, and the gradients of earlier micro-batches), the backward pass of the last whole
-    layer (still all activations before it), the first layer's (all gradients; in bf16 on one process those of the compute copies, beside
-    the sum of earlier ones) and the step. The largest one is returned.
+    Five moments compete: the logits (all activations, and the gradients of earlier micro-batches), the backward pass of the last layer and
+    that of the last whole one (still all activations before it), the first layer's (all gradients, in bf16 on one process also that of the
+    embedding's compute copy) and the step. The largest one is returned.
     """
     width = 2 if options.dtype == "bf16" else 4
     weights, gradients, moments, transient = _states(shape, options, machine, width)
     layer = layer_bytes(shape, width, options.lora)
     ends = 2 * shape.hidden * width  # what the last norm reads and makes
-    narrow = machine.device == "cpu" and not options.lora  # models/lean.py: of the last layer supervised tokens alone have an output
-    whole_layers, last = shape.layers - narrow, 0.0
-    kept = tokens * whole_layers * (shape.hidden * width if machine.gradient_checkpointing else layer)
+    narrow = machine.device == "cpu"  # models/lean.py: of the last layer supervised tokens alone have an output
+    kept = tokens * (shape.layers - narrow) * (shape.hidden * width if machine.gradient_checkpointing else layer)
+    last = behind_last = 0.0
     if narrow:
-        read = (2 * shape.hidden + 2 * shape.kv_size) * width + 4
+        read = _read_bytes(shape, width, options.lora)
         last = tokens * shape.hidden * width if machine.gradient_checkpointing else tokens * read + supervised * (layer - read)
+        # Its keys and values with their gradients, in fp32, and what goes on to the layer before: by residual and by norm.
+        behind_last = tokens * (read + shape.kv_size * (16 if width == 2 else 8) + 2 * shape.hidden * width)
     again = tokens * layer if machine.gradient_checkpointing else 0.0
     inside = tokens * _inside(shape, width, machine)
     earlier = gradients if accumulates else 0.0
@@ -77,10 +79,11 @@ def training_memory(shape: Architecture, options: TrainOptions, machine: Machine
     buffers += 2 * shape.head_size * width * tokens  # the angles of every position
     if machine.device == "cpu":
         buffers += ATTENTION_TILE * min(tokens, options.max_length) * 4  # one mask
+    logits = _logits(shape, options, min(supervised, LOGITS_CHUNK), width)
     found = (
-        (weights, earlier, moments, kept + last + (supervised if narrow else tokens) * ends, _logits(shape, options, min(supervised, LOGITS_CHUNK), width), buffers),
-        (weights, earlier + head, moments, kept + again + inside, 0.0, buffers),
-        (weights, (earlier if transient else gradients) + transient, moments, tokens * layer + inside, 0.0, buffers),
+        (weights, earlier, moments, kept + last + (supervised if narrow else tokens) * ends, logits, buffers),
+        (weights, earlier + head, moments, kept + max(again + inside, behind_last), 0.0, buffers),
+        (weights, gradients + transient, moments, tokens * layer + inside, 0.0, buffers),
         (weights, gradients, moments, 0.0, 0.0, buffers),
     )
     return Memory(*(part / 1e9 for part in max(found, key=sum)))
@@ -98,6 +101,13 @@ def layer_bytes(shape: Architecture, width: int, lora: LoraOptions | None = None
         # An adapter keeps its narrow product; on down_proj also its input, and the steps to it, which lean.py would compute again.
         numbers += lora.rank * len(targets) + 2 * i * ("down_proj" in targets)
     return numbers * width + 4 * (shape.heads + 2)  # in fp32: what softmax and norms divide by
+
+
+def _read_bytes(shape: Architecture, width: int, lora: LoraOptions | None) -> float:
+    """Of `layer_bytes` what every token of a layer needs whose output is asked for nowhere: the way to its key and value."""
+    targets = set(_targets(shape, lora)) if lora else set(shape.projections)
+    numbers = shape.hidden * (1 + bool(targets & {"k_proj", "v_proj"})) + 2 * shape.kv_size
+    return (numbers + (lora.rank * len(targets & {"k_proj", "v_proj"}) if lora else 0)) * width + 4
 
 
 def _inside(shape: Architecture, width: int, machine: Machine) -> float:
@@ -118,12 +128,12 @@ def shards(machine: Machine) -> int:
 
 
 def _states(shape: Architecture, options: TrainOptions, machine: Machine, width: int) -> tuple[float, float, float, float]:
-    """Bytes of weights, gradients and moments, and of the gradients that exist only while one backward pass runs."""
+    """Bytes of weights, gradients and moments, and of gradients on their way into the masters'."""
     trained, split = trainable_parameters(shape, options.lora), shards(machine)
     frozen = (shape.parameters if options.lora else 0) * (NF4_BYTES if options.lora and options.lora.quantise else width)
     copies = width if machine.engine == "zero3" or (machine.engine == "one" and width == 2) else 0  # of the masters, to compute with
     gradients = (width + 4) if machine.engine == "zero3" else 4
-    transient = trained * width if machine.engine == "one" and width == 2 else 0
+    transient = shape.embedding * width if machine.engine == "one" and width == 2 and not options.lora else 0
     return (frozen + trained * (4 + copies)) / split, trained * gradients / split, trained * 8 / split, transient
 
 
