@@ -2,6 +2,7 @@
 
     python benchmarks/sft.py            # about 25 minutes on 2 idle cores
     python benchmarks/sft.py --quick    # one pair a case: a check that it works
+    python benchmarks/sft.py --memory   # our memory once more, against what was measured of TRL: 5 minutes
 
 Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing on and off; its loss
 always runs through its chunked head. The fastest setting of each case is the peer in speed; memory is compared with the leanest setting as well.
@@ -25,7 +26,7 @@ OURS = {"micro_batch_tokens": 2048}
 LEAN = {"micro_batch_tokens": 1024, "gradient_checkpointing": True}
 
 
-def main(pairs: int) -> None:
+def main(pairs: int, known: t.Job | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model = t.make_model(work)
@@ -33,13 +34,14 @@ def main(pairs: int) -> None:
         kept, examples = t.fitting(list(itertools.islice(mixed, 60)), model)
         (work / "ours.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in kept))
         cases: list[t.Job] = []
-        for name in ("packed", "padded"):
-            cases.append(case(name, examples, model, work, pairs))
-            t.finish("sft", {"name": "sft", **t.facts(THREADS), "cases": cases})  # what is measured is kept if the next case is interrupted
+        for number, name in enumerate(("packed", "padded")):
+            cases.append(case(name, examples, model, work, pairs, known["cases"][number] if known else None))
+            facts = {**known, "memory_commit": t.facts(THREADS)["commit"]} if known else t.facts(THREADS)
+            t.finish("sft", {"name": "sft", **facts, "cases": cases})  # what is measured is kept if the next case is interrupted
 
 
-def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int) -> t.Job:
-    """One way in which TRL makes batches, against ours in the same steps."""
+def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int, known: t.Job | None = None) -> t.Job:
+    """One way in which TRL makes batches, against ours in the same steps; of a `known` result our memory alone is measured again."""
     packing = name == "packed"
     trl = {
         "kind": "sft", "model": str(model), "rows": str(work / "rows.jsonl"), "threads": THREADS, "lr": t.LR, "clip_norm": t.CLIP,
@@ -51,6 +53,12 @@ def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int
         list(range(i, i + ROWS)) for i in range(0, STEPS * ROWS, ROWS)
     ]  # fmt: skip
     tokens = [float(sum(len(rows[i]["ids"]) for i in step)) for step in steps]
+    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
+    if known:
+        ours_job["dtype"] = known["dtype"]
+        again = t.run("ours", ours_job, work)
+        fast = {"per_second": t.rate(again, tokens), "VmHWM": again["VmHWM"], "RssAnon": again["RssAnon"]}
+        return {**known, **memory(ours_job, tokens, {**known, "ours": fast}, known["sweep"], model, work), "ours_again": fast}
     amount = PACKS if packing else ROWS
     settings = [{"batch": b, "accumulation": amount // b, "checkpointing": c} for b in ((1, 2) if packing else (1, 4)) for c in (False, True)]
     trl["dtype"] = t.faster_dtype({**trl, **settings[0]}, tokens, work, lambda text: say(name, text))
@@ -60,7 +68,6 @@ def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int
         swept.append({**setting, "tokens_per_second": t.rate(answer, tokens), "VmHWM": answer["VmHWM"], "RssAnon": answer["RssAnon"]})
         say(name, f"TRL {setting}: {swept[-1]['tokens_per_second']:.1f} tokens/s, VmHWM {answer['VmHWM'] / 1e9:.2f} GB")
     best = max(swept, key=lambda s: s["tokens_per_second"])
-    ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
     ours_job["dtype"] = trl["dtype"]
     chosen = {key: best[key] for key in ("batch", "accumulation", "checkpointing")}
     found = t.compare(ours_job, {**trl, **chosen}, tokens, pairs, work, lambda text: say(name, text))
@@ -105,4 +112,7 @@ def say(case_name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(1 if "--quick" in sys.argv else 5)
+    if "--memory" in sys.argv:
+        main(0, json.loads((t.HERE / "results/sft.json").read_text()))
+    else:
+        main(1 if "--quick" in sys.argv else 5)

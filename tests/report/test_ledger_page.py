@@ -48,7 +48,7 @@ def test_the_page_loads_nothing_runs_nothing_and_is_closed(tmp_path: Path) -> No
 
 def test_the_page_says_what_became_of_the_rows(tmp_path: Path) -> None:
     text = page(tmp_path)
-    assert "Of 1,200 rows read from 1 sources, 200 were dropped, 50 of them because they held a question of an evaluation." in text
+    assert "Of 1,200 rows read from 1 source, 200 were dropped, 50 of them because they held a question of an evaluation." in text
     assert "exact 150, avoid 50" in text and "<mark>a man of 50 years</mark>" in text and "&lt;script&gt;" in text
     assert "aloe show corpus --dropped --step STEP" in text and "c0ffee" in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def rows_of(source: str, n: int) -> list[Row]:
     return list(source_rows(source))[:n]
 
 
-def sft(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, Any]:
+def sft(start: Path, out: Path, log: Log = QUIET, held_out: Sequence[Row] = (), **changes: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     return train_sft(
         start,
@@ -57,6 +58,7 @@ def sft(start: Path, out: Path, log: Log = QUIET, **changes: Any) -> dict[str, A
         seed=5,
         log=log,
         label="sft",
+        held_out=held_out,
     )
 
 
@@ -147,3 +149,17 @@ def test_sft_on_preference_rows_teaches_the_better_answer_alone(toy_folder: Path
         (tmp_path / name).mkdir()
         train_sft(toy_folder, rows, OPTIONS, out=tmp_path / name, work=tmp_path / name, machine=MACHINE, seed=1, log=QUIET, label="x")
     assert sha256_file(tmp_path / "pairs/model.safetensors") == sha256_file(tmp_path / "plain/model.safetensors")
+
+
+def test_rows_held_out_are_measured_and_change_nothing(toy_folder: Path, tmp_path: Path) -> None:
+    plain = sft(toy_folder, tmp_path / "plain", epochs=3)
+    # What is trained on, measured as if it were held out, must say what the first and the last steps say.
+    found = sft(toy_folder, tmp_path / "held", held_out=rows_of("toy-facts", 40), epochs=3)
+    assert found["curve"] == plain["curve"] and "held_out_loss" not in plain
+    assert sha256_file(tmp_path / "held/model.safetensors") == sha256_file(tmp_path / "plain/model.safetensors")
+    assert found["held_out_documents"] == 40
+    first = [point["loss"] for point in found["curve"][:1]]
+    assert found["held_out_loss_before"] == pytest.approx(first[0], rel=0.1)
+    assert found["held_out_loss"] < found["held_out_loss_before"]
+    again = sft(tmp_path / "held", tmp_path / "again", held_out=rows_of("toy-facts", 40), epochs=1)
+    assert again["held_out_loss_before"] == pytest.approx(found["held_out_loss"], rel=1e-5)

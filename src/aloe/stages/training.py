@@ -22,6 +22,14 @@ def training_data(data: Artifact) -> Iterable[Row] | Path:
     return data.path if data.manifest.kind == "tokens" else read_rows(data.path / "rows.jsonl.gz")
 
 
+def held_out_rows(data: Artifact) -> Iterable[Row]:
+    """What a curate stage's mixture holds out; nothing where it holds out nothing."""
+    from aloe.core.rows import read_rows
+
+    file = data.path / "held_out.jsonl.gz"
+    return read_rows(file) if file.is_file() else ()
+
+
 class Sft(Stage):
     """Supervised fine-tuning on the assistant's tokens."""
 
@@ -49,6 +57,7 @@ class Sft(Stage):
             inputs["base"].path,
             training_data(inputs["data"]),
             self.train,
+            held_out=held_out_rows(inputs["data"]),
             out=out,
             work=context.work,
             machine=context.machine,

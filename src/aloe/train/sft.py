@@ -16,6 +16,7 @@ from aloe.models.lean import lean
 from aloe.models.load import load_model, load_tokenizer, model_limits
 from aloe.train.batches import Limits
 from aloe.train.engine import Engine, agreed_weights, open_engine
+from aloe.train.held_out import held_out_loss
 from aloe.train.loop import train
 from aloe.train.lora import export_adapter, open_with_adapter, save_adapter
 from aloe.train.objectives import Sft
@@ -58,18 +59,28 @@ def export(engine: Engine, start: Path, out: Path, options: TrainOptions, work: 
 
 
 def train_sft(
-    start: Path, data: Iterable[Row] | Path, options: TrainOptions, *, out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str
-) -> dict[str, Any]:
-    """Fine-tune on the assistant's tokens of rows or of a token store; returns metrics and the loss curve for the manifest."""
+    start: Path, data: Iterable[Row] | Path, options: TrainOptions, *,
+    out: Path, work: Path, machine: Machine, seed: int, log: Log, label: str, held_out: Iterable[Row] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune on the assistant's tokens of rows or of a token store; returns metrics and the loss curve for the manifest.
+
+    Of rows `held_out` the loss before and after is measured.
+    """
     model, chat = open_start(start, options, seed=seed, work=work)
-    examples = open_examples(data, chat, options, Limits(*model_limits(start)), work, pairs=False)
+    limits = Limits(*model_limits(start))
+    examples = open_examples(data, chat, options, limits, work, pairs=False)
+    others = list(held_out)
+    kept = open_examples(others, chat, options, limits, work / "held-out", pairs=False) if others else None
     meaning = {"objective": "sft", "start": agreed_weights(model)}
     engine = open_engine(model, options, machine)
+    losses = {"held_out_documents": len(kept), "held_out_loss_before": held_out_loss(engine, kept, machine)} if kept else {}
     with bad_batch_kept(chat, work):
         report = train(engine, Sft(), examples, options, meaning=meaning, machine=machine, seed=seed, work=work, log=log, label=label)
+    if kept:
+        losses["held_out_loss"] = held_out_loss(engine, kept, machine)
     exported = export(engine, start, out, options, work, examples)
     return {
         **examples.counted()._asdict(), "steps": report.steps, "trained_tokens": report.tokens, "train_seconds": report.seconds,
-        "tokens_per_s": report.tokens / report.seconds, "first_loss": report.curve[0]["loss"], "last_loss": report.curve[-1]["loss"],
+        "tokens_per_s": report.tokens / report.seconds, "first_loss": report.curve[0]["loss"], "last_loss": report.curve[-1]["loss"], **losses,
         **gemm_metrics([report.watched]), **exported, "curve": report.curve,
     }  # fmt: skip
