@@ -19,7 +19,7 @@ from aloe.core.seeds import seed_for
 
 CLUSTER = "cluster"
 """The score that names a row's cluster of near duplicates."""
-TOKENS_PER_CHARACTER, ROW_TOKENS = 0.25, 40
+TOKENS_PER_CHARACTER, ROW_TOKENS = 0.25, 30
 """For estimates: no tokenizer is read here. A chat template and a system prompt add the second to every row."""
 HASHES = 2.0**63  # how many seeds there are
 
