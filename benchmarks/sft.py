@@ -37,7 +37,8 @@ def main(pairs: int, known: t.Job | None = None) -> None:
         for number, name in enumerate(("packed", "padded")):
             cases.append(case(name, examples, model, work, pairs, known["cases"][number] if known else None))
             facts = {**known, "memory_commit": t.facts(THREADS)["commit"]} if known else t.facts(THREADS)
-            t.finish("sft", {"name": "sft", **facts, "cases": cases})  # what is measured is kept if the next case is interrupted
+            others = known["cases"][number + 1 :] if known else []
+            t.finish("sft", {"name": "sft", **facts, "cases": cases + others})  # what is measured is kept if the next case is interrupted
 
 
 def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int, known: t.Job | None = None) -> t.Job:

@@ -10,9 +10,8 @@ import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Executor = Literal["local", "slurm", "ray"]
 _CLASSES = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
 
 
@@ -40,7 +39,7 @@ def _blocks(recipe: str, stage: str, runs: str, machine: str, data: Iterable[Any
 
     loaded, folder = load_recipe(Path(recipe)), Path(runs)
     fetch(loaded, stage)
-    node = plan(loaded, folder, HashMemo(folder / f".hashes-{rank}.json"), stage)[-1]
+    node = plan(loaded, folder, HashMemo(folder / ".hashes.json"), stage)[-1]
     if node.done:
         raise ArtifactError("the stage is made already", where=str(node.path), do="remove it to make it again")
     node.work.mkdir(parents=True, exist_ok=True)
@@ -61,12 +60,14 @@ def _rest(recipe: str, stage: str, runs: str, machine: str, data: Iterable[Any] 
     run(load_recipe(Path(recipe)), load_machine(Path(machine) if machine else None), Path(runs), until=stage, log=Log())
 
 
-def script(recipe: Path, stage: str, runs: Path, machine: Path | None, tasks: int, executor: Executor, partition: str, time: str) -> str:
+def script(recipe: Path, stage: str, runs: Path, machine: Path | None, tasks: int, executor: str, partition: str, time: str) -> str:
     """The Python file that runs the stage; RecipeError where it is none that can be run so."""
     from aloe.core.config import nearest
     from aloe.core.errors import RecipeError
     from aloe.recipe import load_machine, load_recipe
 
+    if executor not in _CLASSES:
+        raise RecipeError(f"there is no executor {executor!r}", where="--executor", do="local, slurm or ray")
     stages = load_recipe(recipe).stages
     if stage not in stages or stages[stage].kind != "curate":
         known = [name for name, found in stages.items() if found.kind == "curate"]

@@ -83,8 +83,9 @@ class Curate(Stage):
     """Raw records to rows; every row that leaves has a reason."""
 
     kind: Literal["curate"]
-    version: ClassVar[int] = 3
-    """3: own files are read strictly; `repair` undoes mojibake; `avoid` looks for half of a question, and before `exact`; ledger."""
+    version: ClassVar[int] = 4
+    """4: a row's template counts as 30 tokens in a mixture, not 40.
+    3: own files are read strictly; `repair` undoes mojibake; `avoid` looks for half of a question, and before `exact`; ledger."""
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
     """Source name (`aloe data list`) or file:PATH -> how much of it."""

@@ -64,11 +64,11 @@ def attention_pairs(segments: Sequence[Segment]) -> int:
 def model_shape(model: Any) -> Shape:
     """The shape of a transformers model; sizes are those of the layers, also where the weights are packed or sharded."""
     head = model.get_output_embeddings()
-    everywhere = _sizes((name, m) for name, m in model.named_modules() if m is not head)
+    everywhere = _sizes(m for m in model.modules() if m is not head)
     config = model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     last = next((m for m in model.modules() if hasattr(m, "narrows") and head.weight.device.type == "cpu"), None)
-    asked = _sizes((name, m) for name, m in last.named_modules() if "k_proj" not in name and "v_proj" not in name) if last else []
+    asked = _sizes(m for name, m in last.named_modules() if "k_proj" not in name and "v_proj" not in name) if last else []
     return Shape(
         weights=sum(size for size, _ in everywhere),
         trained=sum(size for size, trained in everywhere if trained),
@@ -80,9 +80,9 @@ def model_shape(model: Any) -> Shape:
     )
 
 
-def _sizes(modules: Iterable[tuple[str, torch.nn.Module]]) -> list[tuple[int, bool]]:
+def _sizes(modules: Iterable[torch.nn.Module]) -> list[tuple[int, bool]]:
     """Entries of the linear layers among them, and whether each is trained."""
-    return [(m.in_features * m.out_features, m.weight.requires_grad) for _, m in modules if isinstance(m, torch.nn.Linear)]
+    return [(m.in_features * m.out_features, m.weight.requires_grad) for m in modules if isinstance(m, torch.nn.Linear)]
 
 
 def measured_gemm_rate(model: Any, tokens: int, dtype: torch.dtype) -> float:
