@@ -240,7 +240,9 @@ def whole_case(count: int) -> Job:
 
 
 def main(near: int, whole: int, pairs: int) -> None:
-    cases = [near_case(near, pairs), whole_case(whole)]
+    chain = whole_case(whole)
+    print(json.dumps(chain), flush=True)
+    cases = [near_case(near, pairs), chain]
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     result = {
@@ -257,4 +259,4 @@ if __name__ == "__main__":
         given = json.loads(Path(sys.argv[1]).read_text())
         Path(given["out"]).write_text(json.dumps(ours(given)))
     else:
-        main(*((20_000, 20_000, 1) if sys.argv[1:] else (200_000, 2_000_000, 2)))
+        main(*((20_000, 20_000, 1) if sys.argv[1:] else (200_000, 2_000_000, 5)))

@@ -33,6 +33,18 @@ def preview(
         print(line)
 
 
+@app.command()
+def overlap(
+    rows: Annotated[str, typer.Argument(help="Source name, file:PATH, or the folder of a finished stage that made rows.")],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, or file:PATH.jsonl, with commas.")],
+    out: Annotated[Path | None, typer.Option(help="File for `aloe eval --flags`, JSON lines.")] = None,
+    coverage: Annotated[float, typer.Option(min=0.01, max=1, help="Least share of a question's words, in sequences of 8.")] = 0.5,
+) -> None:
+    """Say which evaluation questions stand in training rows.  Example: aloe data overlap runs/mine/corpus-1a2b --tasks medqa --out flags.jsonl"""
+    for line in questions_in(rows, tasks.split(","), out, coverage):
+        print(line)
+
+
 @app.command("export-datatrove")
 def export_datatrove(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")], stage: Annotated[str, typer.Argument(help="A curate stage of it.")],
@@ -104,6 +116,24 @@ def rows_shown(source: str, n: int, model: Path | None, revision: str | None) ->
     if bad:
         yield ""
         yield f"{len(bad)} records before the last row shown cannot be read; the first: {bad[0].reason}"
+
+
+def questions_in(rows: str, tasks: list[str], out: Path | None, coverage: float) -> Iterator[str]:
+    """A line a task, then where the flags were written."""
+    from aloe.core.rows import read_rows, write_jsonl
+    from aloe.data.decontaminate import Questions, seen_in
+    from aloe.data.sources import source_rows
+    from aloe.evals.task import open_task
+
+    asked = {task: {question.id: question.text for question in open_task(task).questions()} for task in tasks}
+    made = Path(rows) / "rows.jsonl.gz"
+    together = Questions({question: text for questions in asked.values() for question, text in questions.items()}, coverage)
+    flags = seen_in(read_rows(made) if made.is_file() else source_rows(rows), together)
+    for task, questions in asked.items():
+        yield f"{task}: {len(flags.keys() & questions)} of {len(questions)} questions"
+    if out:
+        write_jsonl(out, ({"question": question, "flag": why} for question, why in flags.items()))
+        yield f"{out}: for aloe eval --flags"
 
 
 def _rendered(model: Path, row: Row) -> Iterator[str]:

@@ -53,12 +53,20 @@ def test_blocks_are_taken_up_and_missing_ones_made(tmp_path: Path, monkeypatch: 
     make_blocks({"s": some_rows()}, OPTIONS, 1, tmp_path, 0, 2)
     sizes: list[int] = []
     plain = module._alone
-    monkeypatch.setattr(module, "_alone", lambda options, seed, block: sizes.append(len(block)) or plain(options, seed, block))
+    monkeypatch.setattr(module, "_alone", lambda *given: sizes.append(len(given[-1])) or plain(*given))
     corpus(work=tmp_path)
     assert sizes == [20, 20], "blocks 1 and 3 of five"
     sizes.clear()
     make_blocks({"s": some_rows()}, OPTIONS, 1, tmp_path, 0, 2)
     assert sizes == [], "a task that starts again makes nothing twice"
+
+
+def test_a_task_opens_no_model(tmp_path: Path) -> None:
+    def opened() -> Any:
+        pytest.fail("64 tasks would load 64 judges")
+
+    options = OPTIONS._replace(judge=opened, scorer=opened)
+    assert make_blocks({"s": some_rows()}, options, 1, tmp_path, 0, 1) == 97
 
 
 def test_a_block_of_other_rows_is_not_taken(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from aloe.core.rows import Row
 from aloe.data.curate import Curated, Options, curate
-from aloe.data.decontaminate import Questions
+from aloe.data.decontaminate import Questions, seen_in
 from aloe.models.fake import FakeModel
 from aloe.models.model import Generate
 from toys import row
@@ -13,7 +13,7 @@ STEM = "A 21 year old man complains of fever and pain during urination since two
 
 
 def run(rows: list[Row], judge: FakeModel | None) -> Curated:
-    options = Options(questions=Questions({"medqa/7": STEM, "open/1": "What is aspirin?"}, 0.5), judge=judge)
+    options = Options(questions=Questions({"medqa/7": STEM, "open/1": "What is aspirin?"}, 0.5), judge=(lambda: judge) if judge else None)
     return curate({"test": (rows, None)}, options, 1, lambda _: None)
 
 
@@ -46,3 +46,11 @@ def test_no_questions_and_empty_questions_find_nothing() -> None:
     for asked in ({}, {"a": "", "b": "?!"}):
         assert Questions(asked, 0.5).found_in([row("1", ""), row("2", "a b c d e f g h i j")]) == []
     assert Questions({"a": STEM}, 0.5).found_in([]) == []
+
+
+def test_every_question_that_was_seen_is_named_with_the_row_that_holds_most() -> None:
+    other = "Which of the following drugs is the first choice in an acute attack of gout"
+    rows = [row("half", " ".join(STEM.split()[:11])), row("both", f"{STEM}? {other}?"), row("none", "What is it?")]
+    questions = Questions({"medqa/7": STEM, "medqa/8": other, "medqa/9": "Which vitamin is it that prevents scurvy in sailors?"}, 0.5)
+    assert seen_in(rows, questions) == {"medqa/7": "100% in test/both", "medqa/8": "100% in test/both"}
+    assert seen_in(rows[:1], questions) == {"medqa/7": "73% in test/half"}

@@ -120,6 +120,37 @@ def test_what_near_finds_is_what_comparing_all_pairs_finds(seed: int) -> None:
     assert found <= true and len(found) >= 0.95 * len(true)
 
 
+INSTRUCTION = " ".join(f"choose label {n}" for n in range(40))
+
+
+def instructed(count: int) -> list[Row]:
+    draws = random.Random(5)
+    return [row(str(n), f"{INSTRUCTION}: {text}") for n, text in enumerate(texts(draws, count, 4))]
+
+
+def test_what_a_source_says_in_every_row_makes_no_rows_alike() -> None:
+    rows = instructed(80)
+    assert len(near(rows, Near(wording=0)).drops) == 79, "one cluster, by the instruction alone"
+    assert not near(rows).drops
+    copies = [row(f"{r.id}-copy", f"{r.messages[0].content}!") for r in instructed(80)[::8]]
+    assert {drop.row.id for drop in near([*rows, *copies]).drops} == {copy.id for copy in copies}, "what is alike beside it still leaves"
+
+
+def test_of_few_rows_nothing_is_their_wording() -> None:
+    assert len(near(instructed(49)).drops) == 48 and len(near(instructed(49), Near(wording=49)).drops) == 0
+
+
+def test_rows_that_say_nothing_but_the_wording_are_compared_as_they_are() -> None:
+    bare = [row(f"bare-{n}", INSTRUCTION) for n in range(60)]
+    assert len(near(bare).drops) == 59
+
+
+def test_the_wording_of_one_source_is_known_to_all_from_the_first_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curating, "_BLOCK_ROWS", 10)
+    few = [row(f"few-{n}", f"{INSTRUCTION}: {text}") for n, text in enumerate(texts(random.Random(6), 20, 4))]
+    assert not curate({"few": (few, None), "many": (iter(instructed(80)), None)}, Options(near=Near()), 1, lambda _: None).drops
+
+
 def test_the_result_depends_neither_on_processes_nor_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = random.Random(3)
     rows = [row(str(n), text) for n, text in enumerate(texts(draws, 300))]

@@ -60,6 +60,6 @@ def test_a_models_grade_is_the_one_it_expects() -> None:
 
 def test_rows_without_a_grade_leave() -> None:
     rows = [row("1", "q", "a splendid one"), row("2", "q", "an odd one"), row("3", "q", "bad")]
-    found = curate({"test": (rows, None)}, Options(quality=Quality(scorer="x", drop=0.5), scorer=Grader()), 1, lambda _: None)
+    found = curate({"test": (rows, None)}, Options(quality=Quality(scorer="x", drop=0.5), scorer=Grader), 1, lambda _: None)
     assert {d.row.id: d.reason.split(" ")[0] for d in found.drops} == {"test/2": "the", "test/3": "quality"}
     assert found.rows[0].scores["quality"] == 6.0

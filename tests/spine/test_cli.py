@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aloe.evals.task import open_task
 from spine.conftest import REPO, TINY
 
 ALOE = [sys.executable, "-c", "from aloe.cli import main; main()"]
@@ -126,6 +127,17 @@ def test_what_was_dropped_is_shown_whole_with_step_and_reason(tmp_path: Path) ->
     one = aloe("show", "corpus", "--dropped", "--n", "1", *runs).stdout
     assert one.count("dropped  ") == 1 and "1 of 3 shown" in one and "mine.jsonl:5" in one
     assert "2 of 2 shown" not in aloe("show", "corpus", "--dropped", "--source", "toy", *runs).stdout
+
+
+def test_evaluation_questions_that_stand_in_training_rows_are_named(tmp_path: Path) -> None:
+    questions = list(open_task("starter-unseen").questions())
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"question": questions[3].text, "answer": "Yes."}) + "\n")
+    given = ("data", "overlap", f"file:{tmp_path}/mine.jsonl", "--tasks", "starter-unseen")
+    said = aloe(*given, "--out", str(tmp_path / "flags.jsonl")).stdout.splitlines()
+    flags = {line["question"]: line["flag"] for line in map(json.loads, (tmp_path / "flags.jsonl").read_text().splitlines())}
+    assert flags[questions[3].id] == "100% in file:mine.jsonl/1"
+    assert said[0] == f"starter-unseen: {len(flags)} of {len(questions)} questions" and "--flags" in said[1]
+    assert "did you mean 'starter-unseen'?" in refused(*given[:-1], "starter-unsen")
 
 
 def test_a_source_is_looked_at_before_anything_runs(tmp_path: Path) -> None:

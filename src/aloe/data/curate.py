@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from aloe.core.seeds import seed_for
 from aloe.data import clean
 from aloe.data.blocks import Block, block_file, load_block, save_block
 from aloe.data.decontaminate import Questions, judged
-from aloe.data.dedup import band_keys, first_of, near_rows, said
-from aloe.data.hashing import I64, whole, words
+from aloe.data.dedup import band_keys, first_of, near_rows, said, wording
+from aloe.data.hashing import I64, U64, whole, words
 from aloe.data.lengths import log_ratio, surplus
 from aloe.data.mixture import CLUSTER
 from aloe.data.quality import Scores, built_in, by_model
@@ -37,7 +38,7 @@ COMPARING = ("exact", "stems", "lengths")
 """Steps that compare rows."""
 _LEAST_STEM = 4  # words; "Which is true?" asks another question with other options
 _BLOCK_ROWS, _BLOCK_CHARACTERS, _AT_ONCE, _LEAST = 16384, 1 << 26, 1024, 256
-_ASKED_AT_ONCE = 512
+_ASKED_AT_ONCE, _HEAD_ROWS = 512, 500
 
 
 class Options(NamedTuple):
@@ -46,8 +47,8 @@ class Options(NamedTuple):
     steps: Sequence[Step] = ()
     questions: Questions | None = None
     """None of them may stand in a row."""
-    judge: Model | None = None
-    """Says of rows that hold a question whether they do; None: they do."""
+    judge: Callable[[], Model] | None = None
+    """Opens the model that says of rows that hold a question whether they do; None: they do. Tasks of a cluster open none."""
     exact: bool = False
     stems: bool = False
     """An option question leaves whose question, without its options, an earlier row asks."""
@@ -55,8 +56,8 @@ class Options(NamedTuple):
     lengths: bool = False
     """Balance pairs by the lengths of their answers."""
     quality: Quality | None = None
-    scorer: Model | None = None
-    """Of `quality`; None: the rule of thumb."""
+    scorer: Callable[[], Model] | None = None
+    """Opens the model of `quality`; None: the rule of thumb."""
     finish: Callable[[Row], Row] | None = None
     """Done to the rows that stay, when they are read."""
 
@@ -94,13 +95,14 @@ def curate(
     not depend on them, nor on the number of processes.
     """
     names = list(sources)
+    sources, common = _begun(sources, options.near)
     kept, dropped = Spool(work), Spool(work)
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     parts: list[dict[str, Any]] = []
     owners: list[I64] = []
     for number, block in enumerate(_blocks(sources, counts, watch)):
         made = load_block(block_file(work, number), _ends(block)) if work else None
-        for found in [made] if made else in_processes(block, partial(_alone, options, seed), processes, _LEAST):
+        for found in [made] if made else in_processes(block, partial(_alone, options, common, seed), processes, _LEAST):
             kept.add(found.records, found.sizes)
             dropped.add(found.drops, found.drop_sizes)
             owners.append(np.array(found.sources, np.int64))
@@ -111,7 +113,7 @@ def curate(
     dropped.flush()
     owner = np.concatenate([np.empty(0, np.int64), *owners])
     facts = {key: np.concatenate([part.pop(key) for part in parts]) for key in list(parts[0])} if parts else {}
-    later = _compared(kept, facts, options, processes) if len(kept) else []
+    later = _compared(kept, facts, options, common, processes) if len(kept) else []
     for drop in later:
         counts[names[owner[drop.number]]][f"dropped by {drop.step}"] += 1
     alive = np.ones(len(kept), bool)
@@ -141,15 +143,30 @@ def make_blocks(sources: Mapping[str, Iterable[Row]], options: Options, seed: in
     """Of every `world_size`-th block of rows, beginning with `rank`, what `curate` would make of it by itself; kept in `work`, where `curate`
     takes it up. A block that is there is not made again. Returns how many rows they hold. All tasks read all sources."""
     rows = 0
-    plain = {name: (stream, None) for name, stream in sources.items()}
+    plain, common = _begun({name: (stream, None) for name, stream in sources.items()}, options.near)
     for number, block in enumerate(_blocks(plain, {name: Counter() for name in sources}, lambda name: None)):
         if number % world_size != rank:
             continue
         file = block_file(work, number)
         if load_block(file, _ends(block)) is None:
-            save_block(file, _alone(options, seed, block), _ends(block))
+            save_block(file, _alone(options, common, seed, block), _ends(block))
         rows += len(block)
     return rows
+
+
+def _begun(
+    sources: Mapping[str, tuple[Iterable[Row], int | None]], near: Near | None
+) -> tuple[Mapping[str, tuple[Iterable[Row], int | None]], U64]:
+    """The same sources, and the word sequences that are the wording of one of them: known before the first block, by every task."""
+    begun, found = dict[str, tuple[Iterable[Row], int | None]](), [np.empty(0, np.uint64)]
+    if near is None:
+        return sources, found[0]
+    for name, (rows, most) in sources.items():
+        stream = iter(rows)
+        head = list(islice(stream, _HEAD_ROWS))
+        begun[name] = chain(head, stream), most
+        found.append(wording(head, near))
+    return begun, np.unique(np.concatenate(found))
 
 
 def _ends(block: Sequence[tuple[int, Row]]) -> tuple[str, str]:
@@ -192,15 +209,15 @@ def _new_ids(block: Sequence[tuple[int, Row]], name: str, earlier: Mapping[str, 
     return ids
 
 
-def _alone(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> Block:
+def _alone(options: Options, common: U64, seed: int, block: Sequence[tuple[int, Row]]) -> Block:
     """All that is done to rows one by one; the work of a process."""
-    found = [_some(options, seed, block[at : at + _AT_ONCE]) for at in range(0, len(block), _AT_ONCE)] or [_some(options, seed, [])]
+    found = [_some(options, common, seed, block[at : at + _AT_ONCE]) for at in range(0, len(block), _AT_ONCE)] or [_some(options, common, seed, [])]
     facts = {key: np.concatenate([part.facts[key] for part in found]) for key in found[0].facts}
     lists = {name: [x for part in found for x in getattr(part, name)] for name in ("sizes", "sources", "drop_sizes", "drop_sources", "drop_steps")}
     return Block(records=b"".join(part.records for part in found), drops=b"".join(part.drops for part in found), facts=facts, **lists)
 
 
-def _some(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> Block:
+def _some(options: Options, common: U64, seed: int, block: Sequence[tuple[int, Row]]) -> Block:
     source = {row.id: number for number, row in block}
     drops: list[Drop] = []
     stream: Iterator[Row] = iter([row for _, row in block])
@@ -228,7 +245,7 @@ def _some(options: Options, seed: int, block: Sequence[tuple[int, Row]]) -> Bloc
         if options.exact:
             facts["exact"] = whole(texts)
         if options.near:
-            facts["bands"] = band_keys(texts, options.near)
+            facts["bands"] = band_keys(texts, options.near, common)
             facts["multi_turn"] = np.array([len(clean.user_turns(row)) > 1 for row in rows], bool)
     if options.stems:
         asking = words([clean.stem(row) for row in rows])
@@ -251,7 +268,7 @@ def _kept(stream: Iterator[Row | Drop], drops: list[Drop]) -> Iterator[Row]:
             yield item
 
 
-def _compared(kept: Spool, facts: dict[str, Any], options: Options, processes: int) -> list[_Later]:
+def _compared(kept: Spool, facts: dict[str, Any], options: Options, common: U64, processes: int) -> list[_Later]:
     """Drops of rows because of other rows, or of a model's judgement."""
     alive = np.ones(len(kept), bool)
     drops: list[_Later] = []
@@ -276,7 +293,7 @@ def _compared(kept: Spool, facts: dict[str, Any], options: Options, processes: i
         def texts(numbers: Sequence[int]) -> list[str]:
             return [said(row_of(kept.read(int(here[number])))) for number in numbers]
 
-        for like in near_rows(facts.pop("bands")[here], facts["multi_turn"][here], texts, options.near, processes):
+        for like in near_rows(facts.pop("bands")[here], facts["multi_turn"][here], texts, options.near, processes, common):
             if not options.near.drop:
                 facts[CLUSTER][here[[like.row, like.other]]] = here[like.other]
                 continue
@@ -289,10 +306,10 @@ def _compared(kept: Spool, facts: dict[str, Any], options: Options, processes: i
             side = "longer" if facts["ratio"][number] > 0 else "shorter"
             leave([_Later(number, "lengths", f"too many pairs whose better answer is {side}")])
     if options.judge and options.questions:
-        leave(_judged(kept, np.flatnonzero(alive & (facts["asked"] >= 0)), facts, options.questions, options.judge))
+        leave(_judged(kept, np.flatnonzero(alive & (facts["asked"] >= 0)), facts, options.questions, options.judge()))
     if options.quality:
         if options.scorer:
-            _score(kept, np.flatnonzero(alive), facts, options.scorer)
+            _score(kept, np.flatnonzero(alive), facts, options.scorer())
         leave(_poorest(np.flatnonzero(alive), facts, options.quality.drop))
     return drops
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from aloe.models.model import Generate, Model, Sampling
 GRAM = 8
 _BITS_A_GRAM = 16
 _SHORT_CHARACTERS = 200
+_ROWS_AT_ONCE = 1024
 
 JUDGE_PROMPT = """Below are a question of an examination and a text from a training set. Would somebody who has learnt the text know the \
 examination's question already: is the same thing asked about the same case, be it in other words, in another order or with other options?
@@ -61,18 +63,22 @@ class Questions:
 
     def found_in(self, rows: Sequence[Row]) -> list[Hit]:
         """For each row that holds at least the coverage of a question in the user's turns, the one that it holds most of."""
+        best: dict[int, Hit] = {}
+        for hit in self.all_in(rows):
+            if hit.text not in best or (hit.share, -hit.question) > (best[hit.text].share, -best[hit.text].question):
+                best[hit.text] = hit
+        return [best[text] for text in sorted(best)]
+
+    def all_in(self, rows: Sequence[Row]) -> list[Hit]:
+        """Every question of which a row holds at least the coverage in the user's turns; one may be named twice."""
         turns = [(number, m.content) for number, row in enumerate(rows) for m in user_turns(row)]
         owner = np.array([number for number, _ in turns], np.int64)
         said = words([text for _, text in turns])
         # A short stem is a whole turn, or a line of it with the options below.
         lines = [(number, line) for number, text in turns if "\n" in text for line in text.split("\n") if 0 < len(line) < _SHORT_CHARACTERS]
-        best: dict[int, Hit] = {}
         line_owner = np.array([number for number, _ in lines], np.int64)
         short = [*self._short_hits(said, owner), *self._short_hits(words([text for _, text in lines]), line_owner)]
-        for hit in [*short, *self._long_hits(*grams(said, GRAM), owner)]:
-            if hit.text not in best or (hit.share, -hit.question) > (best[hit.text].share, -best[hit.text].question):
-                best[hit.text] = hit
-        return [best[text] for text in sorted(best)]
+        return [*short, *self._long_hits(*grams(said, GRAM), owner)]
 
     def _short_hits(self, said: Words, owner: I64) -> list[Hit]:
         keys = whole(said)
@@ -100,6 +106,17 @@ class Questions:
     def reason(self, hit: Hit) -> str:
         """For the drop."""
         return f"contains {self.names[hit.question]}" + ("" if hit.share >= 1 else f" ({hit.share:.0%} of its words, in sequences of {GRAM})")
+
+
+def seen_in(rows: Iterable[Row], questions: Questions) -> dict[str, str]:
+    """Of each question that stands in a row, its id and where: the first of the rows that hold most of it."""
+    best: dict[int, tuple[float, str]] = {}
+    stream = iter(rows)
+    while block := list(islice(stream, _ROWS_AT_ONCE)):
+        for hit in questions.all_in(block):
+            if hit.share > best.get(hit.question, (0.0, ""))[0]:
+                best[hit.question] = hit.share, block[hit.text].id
+    return {questions.names[number]: f"{min(share, 1):.0%} in {row}" for number, (share, row) in sorted(best.items())}
 
 
 def judged(model: Model, pairs: Sequence[tuple[str, Row]]) -> list[bool | None]:

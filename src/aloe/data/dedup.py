@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from aloe.core.forks import in_processes
 from aloe.core.rows import Row
-from aloe.data.hashing import I64, U64, Words, mixed, shingles, without, words
+from aloe.data.hashing import I64, U64, Grams, Words, mixed, shingles, without, words
 from aloe.data.settings import Near
 
 TURN = "\x1e"  # stands between turns, as a word that matters where rows must be equal, not where they are alike
 _EMPTY = np.uint32(2**32 - 1)
 _PAIRS_AT_ONCE = 2048
+_NONE: U64 = np.empty(0, np.uint64)
 
 
 def said(row: Row) -> str:
@@ -29,11 +30,27 @@ def said(row: Row) -> str:
     return f" {TURN} ".join(m.content + "".join(f" {call.name} {call.arguments}" for call in m.tool_calls) for m in row.messages)
 
 
-def band_keys(found: Words, near: Near) -> U64:
-    """(text, band) -> key; texts with an equal key of one band may be near. 0 in all bands of a text without words."""
+def wording(rows: Sequence[Row], near: Near) -> U64:
+    """Word sequences that stand in at least `near.wording` of these rows, sorted: how a source asks, not what. Counted as alike they would make
+    one cluster of all short questions under one instruction."""
+    hashes, counts = np.unique(np.concatenate([_NONE, *shingle_sets([said(row) for row in rows], near.words)]), return_counts=True)
+    return hashes[counts >= near.wording] if near.wording else _NONE
+
+
+def _telling(found: Grams, num_texts: int, common: U64) -> Grams:
+    """Without the sequences in `common` (sorted), but for texts that say nothing else."""
+    if not len(common):
+        return found
+    tells = common[np.minimum(np.searchsorted(common, found.hashes), len(common) - 1)] != found.hashes
+    keep = tells | (np.bincount(found.texts[tells], minlength=num_texts)[found.texts] == 0)
+    return Grams(found.hashes[keep], found.texts[keep])
+
+
+def band_keys(found: Words, near: Near, common: U64 = _NONE) -> U64:
+    """(text, band) -> key; texts with an equal key of one band may be near. 0 in all bands of a text without words. `common`: `wording`."""
     num_bands, rows = near.bands()
     found = without(found, TURN)
-    signature = signatures(found, num_bands * rows, near.words)
+    signature = signatures(found, num_bands * rows, near.words, common)
     parts = signature.reshape(-1, num_bands, rows).astype(np.uint64)
     key = np.broadcast_to(np.arange(1, num_bands + 1, dtype=np.uint64), parts.shape[:2]).copy()
     for place in range(rows):
@@ -42,10 +59,10 @@ def band_keys(found: Words, near: Near) -> U64:
     return key
 
 
-def signatures(found: Words, bins: int, size: int) -> NDArray[np.uint32]:
+def signatures(found: Words, bins: int, size: int, common: U64 = _NONE) -> NDArray[np.uint32]:
     """(text, bin) -> least hash; 2^32 - 1 in all bins of a text without words. Two texts agree in a bin with the probability of their
     Jaccard similarity."""
-    all_of = shingles(found, size)
+    all_of = _telling(shingles(found, size), len(found.counts), common)
     at = all_of.texts * bins + (((all_of.hashes >> np.uint64(32)) * np.uint64(bins)) >> np.uint64(32)).astype(np.int64)
     flat = np.full(len(found.counts) * bins, _EMPTY)
     np.minimum.at(flat, at, np.minimum(all_of.hashes.astype(np.uint32), _EMPTY - np.uint32(1)))
@@ -87,11 +104,13 @@ class Likeness(NamedTuple):
     similarity: float
 
 
-def near_rows(keys: U64, multi_turn: NDArray[np.bool_], texts: Callable[[Sequence[int]], list[str]], near: Near, processes: int) -> list[Likeness]:
+def near_rows(
+    keys: U64, multi_turn: NDArray[np.bool_], texts: Callable[[Sequence[int]], list[str]], near: Near, processes: int, common: U64 = _NONE
+) -> list[Likeness]:
     """All but the first row of each cluster. `keys` from `band_keys`, `texts`: indices -> what those rows say."""
     pairs = np.unique(np.concatenate(in_processes(range(keys.shape[1]), partial(_candidates, keys), processes, 1)))
     left, right = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(_EMPTY)).astype(np.int64)
-    compare = partial(_similarities, left, right, texts, near.words)
+    compare = partial(_similarities, left, right, lambda rows: shingle_sets(texts(rows), near.words, common))
     similarity = np.concatenate(in_processes(range(len(pairs)), compare, processes, _PAIRS_AT_ONCE))
     needed = np.where(multi_turn[left] | multi_turn[right], near.multi_turn, near.threshold)
     close = np.flatnonzero(similarity >= needed)
@@ -130,21 +149,21 @@ def _candidates(keys: U64, bands: Sequence[int]) -> U64:
     return np.unique(np.concatenate(found))
 
 
-def _similarities(left: I64, right: I64, texts: Callable[[Sequence[int]], list[str]], size: int, pairs: Sequence[int]) -> NDArray[np.float64]:
+def _similarities(left: I64, right: I64, sets_of: Callable[[Sequence[int]], list[U64]], pairs: Sequence[int]) -> NDArray[np.float64]:
     """Jaccard similarity of each pair's sets of word sequences."""
     found = np.zeros(len(pairs))
     for begin in range(0, len(pairs), _PAIRS_AT_ONCE):
         part = np.asarray(pairs[begin : begin + _PAIRS_AT_ONCE], np.int64)
         rows, place = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
-        sets = shingle_sets(texts(rows.tolist()), size)
+        sets = sets_of(rows.tolist())
         for k in range(len(part)):
             found[begin + k] = jaccard(sets[place[k]], sets[place[len(part) + k]])
     return found
 
 
-def shingle_sets(texts: Sequence[str], size: int) -> list[U64]:
+def shingle_sets(texts: Sequence[str], size: int, common: U64 = _NONE) -> list[U64]:
     """The different word sequences of each text, sorted."""
-    found = shingles(without(words(texts), TURN), size)
+    found = _telling(shingles(without(words(texts), TURN), size), len(texts), common)
     order = np.lexsort((found.hashes, found.texts))
     hashes, owner = found.hashes[order], found.texts[order]
     new = np.concatenate([[True], (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])]) if len(order) else np.empty(0, bool)

@@ -19,6 +19,8 @@ class Near(Config):
     """The same where one of the two has several turns of the user."""
     words: int = Field(default=5, ge=1, le=20)
     """Length of a word sequence."""
+    wording: int = Field(default=50, ge=0)
+    """A word sequence in so many of a source's first 500 rows is how the source asks and is not compared; 0: all are compared."""
     drop: bool = True
     """False keeps near rows and says which belong together (score `cluster`), so that a mixture's `held_out` never splits them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -83,8 +84,9 @@ class Curate(Stage):
     """Raw records to rows; every row that leaves has a reason."""
 
     kind: Literal["curate"]
-    version: ClassVar[int] = 4
-    """4: a row's template counts as 30 tokens in a mixture, not 40.
+    version: ClassVar[int] = 5
+    """5: near rows are compared without the wording of their source.
+    4: a row's template counts as 30 tokens in a mixture, not 40.
     3: own files are read strictly; `repair` undoes mojibake; `avoid` looks for half of a question, and before `exact`; ledger."""
     makes: ClassVar[str] = "rows"
     sources: dict[str, SourcePlan]
@@ -231,7 +233,7 @@ class Curate(Stage):
         return [spec for spec in (self.avoid_judge, scorer) if spec and spec != BUILT_IN]
 
     def options(self, asked: Mapping[str, str], context: Context) -> Options:
-        """What `curate.curate` does to rows; opens the models that judge and score. `asked`: id -> evaluation question."""
+        """What `curate.curate` does to rows. `asked`: id -> evaluation question."""
         from aloe.data import clean, curate, templates
         from aloe.data.decontaminate import Questions
         from aloe.models.model import open_model
@@ -247,13 +249,13 @@ class Curate(Stage):
         return curate.Options(
             steps=steps,
             questions=Questions(asked, self.avoid_coverage) if self.avoid else None,
-            judge=open_model(self.avoid_judge, context.machine) if self.avoid_judge else None,
+            judge=partial(open_model, self.avoid_judge, context.machine) if self.avoid_judge else None,
             exact="exact" in self.steps,
             stems="stems" in self.steps,
             near=self.near,
             lengths="lengths" in self.steps,
             quality=self.quality,
-            scorer=None if scorer == BUILT_IN else open_model(scorer, context.machine),
+            scorer=None if scorer == BUILT_IN else partial(open_model, scorer, context.machine),
             finish=templates.instructing(self.templates, context.seed) if self.templates else None,
         )
 
