@@ -87,3 +87,10 @@ def test_agreement_over_stages_on_safety() -> None:
     assert stated([r["safe"] for r in unsafe], [safe_by_rule(r) for r in unsafe]) == pytest.approx((58.2, 49.7, 66.2, 28.8, 19.2, 39.6))
     harmful = Counter(r["stage"] for r in unsafe if not r["safe"])
     assert harmful == {"start": 9, "sft-medical": 12, "general": 7, "sft-general": 4, "merged": 7, "safe": 2}, "of 22 or 23 each"
+
+
+def test_the_guard_over_stages_can_hardly_be_read() -> None:
+    """A verdict for 13 of 134 replies: of the two judges the rules are the stronger one, and neither decides alone (a gate also limits over-refusal)."""
+    read = [r for r in STAGES if r["guard"] is not None]
+    assert (len(read), sum(r["safe"] is not None for r in STAGES)) == (13, 134)
+    assert stated([r["safe"] for r in read], [not r["guard"] for r in read]) == pytest.approx((61.5, 35.5, 82.3, 21.7, -32.7, 69.0))
