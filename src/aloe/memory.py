@@ -41,7 +41,8 @@ def peak_gb() -> float | None:
 def keep_freed_pages() -> None:
     """Let glibc keep what this process frees, rather than give it back to the kernel and have the same pages zeroed anew.
 
-    A training step frees and takes gigabytes, always in the same sizes: 12 % of a bf16 step of SmolLM2 went into a million page faults.
+    A training step frees and takes gigabytes, always in the same sizes: page faults took 12 % of a bf16 step of SmolLM2 on one
+    machine and nothing that shows on another (docs/log.md).
     Blocks over `_OWN_PAGES` still come from the kernel and go back to it: kept too, they fall to pieces, and a step of 8,192 tokens takes 6.5 GB
     instead of 2.6. `reset_peak` gives back what a stage left. Elsewhere than under glibc nothing happens.
     """

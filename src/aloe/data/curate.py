@@ -159,7 +159,7 @@ def _begun(
 ) -> tuple[Mapping[str, tuple[Iterable[Row], int | None]], U64]:
     """The same sources, and the word sequences that are the wording of one of them: known before the first block, by every task."""
     begun, found = dict[str, tuple[Iterable[Row], int | None]](), [np.empty(0, np.uint64)]
-    if near is None:
+    if near is None or not near.wording:
         return sources, found[0]
     for name, (rows, most) in sources.items():
         stream = iter(rows)

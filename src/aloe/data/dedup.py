@@ -34,7 +34,7 @@ def wording(rows: Sequence[Row], near: Near) -> U64:
     """Word sequences that stand in at least `near.wording` of these rows, sorted: how a source asks, not what. Counted as alike they would make
     one cluster of all short questions under one instruction."""
     hashes, counts = np.unique(np.concatenate([_NONE, *shingle_sets([said(row) for row in rows], near.words)]), return_counts=True)
-    return hashes[counts >= near.wording] if near.wording else _NONE
+    return hashes[counts >= near.wording]
 
 
 def _telling(found: Grams, num_texts: int, common: U64) -> Grams:
