@@ -1,7 +1,8 @@
 """Claims: near duplicates are found at least 10 times as fast as with datatrove, and the same ones; 2,000,000 rows pass clean, exact, near and
 decontaminate on two cores with at most 6 GB.
 
-`python benchmarks/curate.py [--quick]` writes results/curate.json, in about 55 minutes. Rows are generated, with planted copies of known kinds. Each run is a fresh
+`python benchmarks/curate.py [--quick]` writes results/curate.json, in about 55 minutes. Rows are generated, with planted copies of known
+kinds. Each run is a fresh
 process and counts the whole way from JSON lines on disk to the set of rows that leave; writing what stays is counted on neither side.
 datatrove runs its signatures, buckets and clusters with its defaults (5 words, 14 x 8), as two tasks in two processes. What either finds is
 also compared with the truth: every pair that shares a word sequence, by exact Jaccard similarity. Memory: proportional set size of all processes.
