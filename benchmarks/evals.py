@@ -2,6 +2,7 @@
 
     python benchmarks/evals.py            # about 60 minutes on 2 idle cores
     python benchmarks/evals.py --quick    # few questions, one pair a case: a check that it works
+    python benchmarks/evals.py option-text letters-0shot    # these cases; the result file keeps the others as they were
 
 Three cases: MMLU medical with five examples (30 questions of each of the six subjects), the options' texts of MedQA, and its letters without
 examples. Both sides compute in fp32 from the questions' files to predictions, with the model loaded before; lm-eval at the best of its batch
@@ -58,15 +59,17 @@ def ours(job: t.Job) -> t.Job:
     return {"seconds": time.perf_counter() - started, "answers": answers, "golds": golds}
 
 
-def main(quick: bool) -> None:
+def main(names: Sequence[str], quick: bool) -> None:
     os.environ["ALOE_DATA"] = str(t.DATA)
+    result = "evals-quick" if quick else "evals"
+    before = t.HERE / f"results/{result}.json"
+    cases = {case["name"]: case for case in json.loads(before.read_text())["cases"]} if before.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model = t.make_model(work)
-        cases: list[t.Job] = []
-        for name in CASES:
-            cases.append(case(name, model, work, quick))
-            t.finish("evals-quick" if quick else "evals", {"name": "evals", **facts(), "cases": cases})
+        for name in names:
+            cases[name] = {**case(name, model, work, quick), **facts()}
+            t.finish(result, {"name": "evals", "cases": [cases[known] for known in CASES if known in cases]})
 
 
 def case(name: str, model: Path, work: Path, quick: bool) -> t.Job:
@@ -158,4 +161,7 @@ if __name__ == "__main__":
         given = json.loads(Path(sys.argv[1]).read_text())
         Path(given["out"]).write_text(json.dumps(ours(given)))
     else:
-        main("--quick" in sys.argv)
+        named = [argument for argument in sys.argv[1:] if argument != "--quick"]
+        if unknown := set(named) - set(CASES):
+            sys.exit(f"No such case: {', '.join(sorted(unknown))}. The cases are {', '.join(CASES)}.")
+        main(named or list(CASES), "--quick" in sys.argv)
