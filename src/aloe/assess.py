@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aloe.artifact import Artifact
+from aloe.core.rows import ROWS_FILE, read_rows
 from aloe.core.seeds import seed_for
+from aloe.data.decontaminate import Questions, seen_in
 from aloe.evals.calibration import calibration
 from aloe.evals.compare import Comparison, compare, corrected, groups_of
 from aloe.evals.records import ANSWERS, Answers, Trial, metric_of, read_answers
 from aloe.evals.statistics import mean, smallest_detectable, with_ungraded
+from aloe.evals.task import open_task
+from aloe.evals.tasks.origins import origin_of
 from aloe.report.evaluation import Calibrated, Evaluation, Flagged, Origin, Part, Result, Versus
 from aloe.report.evaluation_page import write_page
 from aloe.report.facts import source_name
 
 Records = Sequence[Mapping[str, Any]]
-
-ORIGINS = {
-    # task -> where the hub has it; revisions are not pinned there: the questions come from the copies that ALOE_DATA holds
-    "medqa": Origin("GBaker/MedQA-USMLE-4-options", None, "test"),
-    "medmcqa": Origin("openlifescienceai/medmcqa", None, "validation"),
-    "pubmedqa": Origin("qiaojin/PubMedQA", "pqa_labeled", "test"),
-    "mmlu-medical": Origin("cais/mmlu", None, "test"),
-    "careqa": Origin("HPAI-BSC/CareQA", "CareQA_en", "test"),
-    "openmedqa": Origin("HPAI-BSC/OpenMedQA", None, "test"),
-}
 
 
 def assess(
@@ -41,15 +35,23 @@ def assess(
         for trial in trials for model in answers if trial in answers[model]
     ]  # fmt: skip
     records = {trial: {model: of_model[trial] for model, of_model in answers.items() if trial in of_model} for trial in trials}
-    origins = {task: ORIGINS[task] for task, _ in trials if task in ORIGINS}
+    # Revisions are not pinned on the hub: the questions come from the copies that ALOE_DATA holds.
+    origins = {task: Origin(known.hub, known.config, known.split) for task, _ in trials if (known := origin_of(task)) and known.on_hub}
     parts, calibrated, flagged = tuple(_parts(records)), tuple(_calibrated(records)), tuple(_flagged(records, metrics, flags))
     return Evaluation(
         title, tuple(answers), baseline, tuple(results), parts, calibrated, flagged, records, flags, tuple(files), settings, origins, len(tests)
     )
 
 
-def write_evaluation(path: Path, scores: Artifact) -> None:
-    """The page of an evaluate stage: all its models against the first, question by question."""
+def seen_in_training(stages: Sequence[Artifact], tasks: Iterable[str]) -> dict[str, str]:
+    """Of each question of the tasks that a row holds which a stage was trained on, its id and where, as `aloe data overlap` finds them."""
+    trained = {s.manifest.inputs["data"].stage for s in stages if s.manifest.kind in ("sft", "dpo", "tokens")}
+    rows = (row for s in stages if s.name in trained and (file := s.path / ROWS_FILE).is_file() for row in read_rows(file))
+    return seen_in(rows, Questions({question.id: question.text for task in tasks for question in open_task(task).questions()}))
+
+
+def write_evaluation(path: Path, scores: Artifact, flags: Mapping[str, str]) -> None:
+    """The page of an evaluate stage: all its models against the first, question by question. `flags`: questions seen in training."""
     answers = read_answers(scores.path)
     plans = {source_name(plan["task"]): plan for plan in scores.manifest.config["tasks"]}
     settings = {f"questions of {name}": f"a fixed sample of {plan['n']:,}" if plan["n"] else "all" for name, plan in plans.items()}
@@ -57,7 +59,7 @@ def write_evaluation(path: Path, scores: Artifact) -> None:
     settings |= {"seed of the samples": str(scores.manifest.seed), "fingerprint": scores.manifest.fingerprint}
     title = f"Evaluation {scores.name} of recipe {scores.manifest.recipe}"
     files = [f"{scores.path.name}/{ANSWERS}"]
-    write_page(path, assess(title, answers, baseline=next(iter(answers)), flags={}, files=files, settings=settings), [])
+    write_page(path, assess(title, answers, baseline=next(iter(answers)), flags=flags, files=files, settings=settings), [])
 
 
 def _tests(answers: Mapping[str, Answers], baseline: str, metrics: Mapping[Trial, tuple[str, str]]) -> dict[tuple[str, Trial], Versus]:

@@ -120,13 +120,13 @@ def rows_shown(source: str, n: int, model: Path | None, revision: str | None) ->
 
 def questions_in(rows: str, tasks: list[str], out: Path | None, coverage: float) -> Iterator[str]:
     """A line a task, then where the flags were written."""
-    from aloe.core.rows import read_rows, write_jsonl
+    from aloe.core.rows import ROWS_FILE, read_rows, write_jsonl
     from aloe.data.decontaminate import Questions, seen_in
     from aloe.data.sources import source_rows
     from aloe.evals.task import open_task
 
     asked = {task: {question.id: question.text for question in open_task(task).questions()} for task in tasks}
-    made = Path(rows) / "rows.jsonl.gz"
+    made = Path(rows) / ROWS_FILE
     together = Questions({question: text for questions in asked.values() for question, text in questions.items()}, coverage)
     flags = seen_in(read_rows(made) if made.is_file() else source_rows(rows), together)
     for task, questions in asked.items():

@@ -9,7 +9,7 @@ from typing import Any
 from aloe.artifact import Artifact, read_manifest
 from aloe.core.config import nearest
 from aloe.core.errors import ArtifactError, SourceError
-from aloe.core.rows import Row, read_jsonl, read_rows
+from aloe.core.rows import ROWS_FILE, Row, read_jsonl, read_rows
 from aloe.runner import Node
 
 GREEN, GREY, OFF = "\x1b[32m", "\x1b[90m", "\x1b[0m"
@@ -76,7 +76,7 @@ def _summary(artifact: Artifact) -> Iterator[str]:
 
 def _row(nodes: Sequence[Node], artifact: Artifact, row_id: str, colour: bool) -> Iterator[str]:
     ids = []
-    for position, row in enumerate(read_rows(artifact.path / "rows.jsonl.gz")):
+    for position, row in enumerate(read_rows(artifact.path / ROWS_FILE)):
         if row.id == row_id:
             yield f"kept     {row.id}, place {position} of the corpus; licence {row.licence}, category {row.category}"
             yield from _messages(row)

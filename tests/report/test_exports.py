@@ -55,7 +55,7 @@ def test_eval_results_are_the_hubs_format(tmp_path: Path) -> None:
     names = write_exports(tmp_path, evaluation)
     assert "hub/tuned/.eval_results/medqa.yaml" in names and not any("toy-open" in name for name in names)
     found = parse_eval_result_entries(read((tmp_path / "hub/tuned/.eval_results/medqa.yaml").read_text()))
-    assert found[0].dataset_id == "GBaker/MedQA-USMLE-4-options" and found[0].value == pytest.approx(100 * evaluation.result("tuned", ("medqa", "letters")).value, abs=0.5)  # type: ignore[union-attr]
+    assert found[0].dataset_id == "GBaker/MedQA-USMLE-4-options-hf" and found[0].value == pytest.approx(100 * evaluation.result("tuned", ("medqa", "letters")).value, abs=0.5)  # type: ignore[union-attr]
     assert "95 % interval" in found[0].notes and found[0].notes.startswith("letters") and len(eval_results(evaluation, "tuned", "medqa")) == len(found) == 2
 
 

@@ -31,7 +31,7 @@ stages:
     baseline: start
     candidate: safe
     limits: [{task: toy-unsafe, strategy: direct}, {task: toy-harmless, strategy: direct, allow: 1.0, at_most: 1.0}]
-  report: {kind: report, model: safe, scores: [scores], gates: [gate], title: t, authors: a, licence: Apache-2.0}
+  report: {kind: report, model: safe, scores: [scores, opinion], gates: [gate], title: t, authors: a, licence: Apache-2.0}
 """
 
 
@@ -62,6 +62,20 @@ def test_the_worse_side_is_what_the_model_says_itself(run: Path) -> None:
     own = [row for number, row in enumerate(rows) if row.rejected is not None and row.rejected.content == said[number].text.strip()]
     assert len(rows) == 12 and len(own) >= 8, "a random model refuses nothing; some of its replies are empty"
     assert all(row.messages == written[row.id].messages for row in rows)
+
+
+def test_the_page_of_an_evaluation_flags_what_was_trained_on(run: Path) -> None:
+    from aloe.artifact import Artifact, lineage, read_manifest
+    from aloe.assess import seen_in_training
+
+    scores = only(run, "scores")
+    stages = lineage([Artifact(scores, read_manifest(scores))])
+    flags = seen_in_training(stages, ["toy-unsafe", "toy-harmless"])
+    assert 0 < len(flags) and all("in toy-safety" in why for why in flags.values())
+    assert seen_in_training([stage for stage in stages if stage.manifest.kind != "dpo"], ["toy-unsafe"]) == {}, "nothing was trained on them"
+    page = (only(run, "report") / "evaluation-scores.html").read_text()
+    assert next(iter(flags.values())) in page
+    assert [file.name for file in only(run, "report").glob("evaluation-*")] == ["evaluation-scores.html"], "the judge has no page"
 
 
 @pytest.mark.parametrize(

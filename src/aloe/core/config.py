@@ -39,7 +39,7 @@ class Machine(Config):
     """CPU threads; 0 = one a physical core."""
     micro_batch_tokens: int = Field(default=2048, ge=1)
     """Tokens in one forward and backward pass."""
-    score_batch_tokens: int = Field(default=4096, ge=1)
+    score_batch_tokens: int = Field(default=1024, ge=1)
     """Tokens in one forward pass of scoring."""
     generate_batch: int = Field(default=64, ge=1)
     """Replies decoded side by side."""

@@ -13,6 +13,9 @@ from pydantic import ValidationError
 from aloe.core.config import Config
 from aloe.core.errors import SourceError
 
+ROWS_FILE = "rows.jsonl.gz"
+"""In the folder of a stage that makes rows."""
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 

@@ -14,6 +14,8 @@ from aloe.data.hashing import I64, U64, Words, grams, normal, whole, words
 from aloe.models.model import Generate, Model, Sampling
 
 GRAM = 8
+COVERAGE = 0.5
+"""Least share of a question's words, in sequences of GRAM, that a row which holds it has."""
 _BITS_A_GRAM = 16
 _SHORT_CHARACTERS = 200
 _ROWS_AT_ONCE = 1024
@@ -41,7 +43,7 @@ class Hit(NamedTuple):
 class Questions:
     """Evaluation questions, to be looked for in many texts at once. `asked`: id -> text."""
 
-    def __init__(self, asked: Mapping[str, str], coverage: float) -> None:
+    def __init__(self, asked: Mapping[str, str], coverage: float = COVERAGE) -> None:
         self.names, self.stems, self.coverage = list(asked), list(asked.values()), coverage
         found = words(self.stems)
         pairs = grams(found, GRAM)

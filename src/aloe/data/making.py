@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from aloe.ask.strategy import Ask, done, run
 from aloe.core.errors import ModelError
 from aloe.core.log import Log
+from aloe.core.rows import ROWS_FILE
 from aloe.data.synthesize import Made, reason
 from aloe.models.limits import Budget, Cost
 from aloe.models.paid import PaidModel
 
-ROWS, DROPS = "rows.jsonl.gz", "drops.jsonl.gz"
+DROPS = "drops.jsonl.gz"
 BLOCK = 64
 """Items under way together. It bounds memory and what a batch of requests reserves of the budget; no row depends on it."""
 
@@ -41,7 +42,7 @@ def make(items: Iterable[Any], steps: Sequence[Step], out: Path, *, expected: fl
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     licences = set[str]()
-    with _writing(out / ROWS) as row_file, _writing(out / DROPS) as drop_file:
+    with _writing(out / ROWS_FILE) as row_file, _writing(out / DROPS) as drop_file:
         for block in _blocks(items):
             for made in _through(block, steps):
                 counts.update(items=1, items_with_rows=bool(made.rows), rows=len(made.rows), drops=len(made.drops))

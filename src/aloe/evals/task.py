@@ -13,7 +13,7 @@ from aloe.core.errors import SourceError
 from aloe.core.qa import Answer, Estimate, Grade, Question
 from aloe.core.seeds import seed_for
 from aloe.evals.tasks import calls, choices, clinical, multiple_choice, open_ended, own_file, probes, redteam, safety, starter
-from aloe.evals.tasks.origins import ORIGINS, changed_files
+from aloe.evals.tasks.origins import changed_files, origin_of
 
 
 class Task(Protocol):
@@ -119,7 +119,7 @@ def open_task(name: str) -> Task:
 
 def unverified() -> list[str]:
     """Tasks of public sets whose data was not at hand where the adapter was written."""
-    return [name for name in TASKS if name.removesuffix("-perplexity") in ORIGINS and not ORIGINS[name.removesuffix("-perplexity")].at_hand]
+    return [name for name in TASKS if (origin := origin_of(name)) and not origin.at_hand]
 
 
 def faults(name: str, questions: Iterable[Question]) -> dict[str, list[str]]:
@@ -128,7 +128,7 @@ def faults(name: str, questions: Iterable[Question]) -> dict[str, list[str]]:
     for question in questions:
         for fault in question.faults:
             found.setdefault(fault, []).append(question.id)
-    origin = ORIGINS.get(name.removesuffix("-perplexity"))
+    origin = origin_of(name)
     if origin and (changed := changed_files(origin)):
         found["the file is not the one that the task was checked on"] = changed
     return found

@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from aloe.core.config import Config, Machine, nearest
 from aloe.core.errors import RecipeError
+from aloe.core.rows import ROWS_FILE
 from aloe.interop.mergekit import METHODS
-from aloe.interop.models import ROWS_FILE
 from aloe.merge.options import MergeInput
 from aloe.recipe import Recipe
 from aloe.stages import Base, Dpo, Merge, Sft

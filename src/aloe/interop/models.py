@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from aloe.core.config import nearest
+from aloe.core.rows import ROWS_FILE
 from aloe.data.catalogue import catalogue
 from aloe.interop.mapping import Reading, Unsupported
 
-ROWS_FILE = "rows.jsonl.gz"
 LICENCE = "NOASSERTION"
 """SPDX for: not known."""
 _HUB = re.compile(r"^[\w.-]+/[\w.-]+$")

@@ -278,8 +278,13 @@ def _flagged(evaluation: Evaluation) -> Table:
         left = figure(item.metric, *item.without[:3]).text + f", n {item.without[3]:,}" if item.without else "all flagged"
         shown = figure(item.metric, item.value, item.value, item.value)
         counted = (f"{item.num_flagged:,}", f"{shown.value}{shown.unit}", left)
-        rows.append((item.model, _label((item.task, item.strategy)), ", ".join(item.flags), *counted))
+        rows.append((item.model, _label((item.task, item.strategy)), _shortened(item.flags), *counted))
     return Table(("model", "task, strategy", "why", "flagged", "with them", "without them"), tuple(rows), 3)
+
+
+def _shortened(flags: Sequence[str]) -> str:
+    """A flag of each question may be another one ("97% in row X"): three say what they are like."""
+    return ", ".join(flags[:3]) + (f" and {len(flags) - 3:,} more" if len(flags) > 3 else "")
 
 
 def _cost(evaluation: Evaluation) -> Table:

@@ -58,7 +58,7 @@ class Pairs(Stage):
         return sizes["data"], Cost(0.1 + seconds / 60, 1 + count * 8 / 1e9)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
-        from aloe.core.rows import Drop, read_rows, write_jsonl
+        from aloe.core.rows import ROWS_FILE, Drop, read_rows, write_jsonl
         from aloe.core.seeds import seed_for
         from aloe.data import redteam
         from aloe.data.lengths import pair_lengths
@@ -67,7 +67,7 @@ class Pairs(Stage):
         from aloe.models.hf import HfModel
         from aloe.models.model import Sampling, open_model
 
-        rows, drops = list(read_rows(inputs["data"].path / "rows.jsonl.gz")), list[Drop]()
+        rows, drops = list(read_rows(inputs["data"].path / ROWS_FILE)), list[Drop]()
         read = len(rows)
         if self.author:
             sampling = Sampling(max_tokens=redteam.AUTHOR_TOKENS)
@@ -84,7 +84,7 @@ class Pairs(Stage):
         rows = redteam.split(redteam.own_rejected(rows, own, is_refusal, self.already_good), drops)
         if not rows:
             raise SourceError("no pair is left", where=context.name, do="look at the drops, or set already_good: keep")
-        write_jsonl(out / "rows.jsonl.gz", rows)
+        write_jsonl(out / ROWS_FILE, rows)
         write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in drops))
         counts = {"read": read, "own_good": good, "rows": len(rows), "drops": len(drops)}
         drawn_from = {"model": self.model, "dtype": self.dtype, "temperature": self.temperature, "max_tokens": self.max_tokens, **counts}

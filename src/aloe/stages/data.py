@@ -14,7 +14,7 @@ from aloe.artifact import Artifact
 from aloe.core.chat import ChatOptions
 from aloe.core.config import Config, Machine
 from aloe.core.errors import SourceError
-from aloe.core.rows import Drop, Row
+from aloe.core.rows import ROWS_FILE, Drop, Row
 from aloe.data.licences import Policy
 from aloe.data.mixture import Mixture
 from aloe.data.settings import BUILT_IN, Near, Quality
@@ -263,7 +263,7 @@ class Curate(Stage):
 def _write_corpus(out: Path, rows: Sequence[Row], held_out: Sequence[Row], drops: Sequence[Drop]) -> None:
     from aloe.core.rows import write_jsonl
 
-    write_jsonl(out / "rows.jsonl.gz", rows)
+    write_jsonl(out / ROWS_FILE, rows)
     write_jsonl(out / "drops.jsonl.gz", ({"step": d.step, "reason": d.reason, "row": d.row.model_dump(mode="json")} for d in drops))
     if held_out:
         write_jsonl(out / "held_out.jsonl.gz", held_out)
@@ -295,7 +295,7 @@ class Tokens(Stage, TokenOptions):
         model = inputs["model"].path
         chat = load_chat(model, load_tokenizer(model))
         made = making(chat, self, Limits(*model_limits(model)), keep_rejected=True)
-        return write_tokens(out, read_rows(inputs["data"].path / "rows.jsonl.gz"), chat, made)._asdict()
+        return write_tokens(out, read_rows(inputs["data"].path / ROWS_FILE), chat, made)._asdict()
 
 
 class BuildIndex(Stage):

@@ -101,7 +101,7 @@ class Report(Stage):
 
     kind: Literal["report"]
     makes: ClassVar[str] = "report"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3  # 3: questions seen in training are flagged
     model: str
     scores: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
@@ -124,7 +124,8 @@ class Report(Stage):
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: Context) -> dict[str, Any]:
         from aloe.artifact import lineage
-        from aloe.assess import write_evaluation
+        from aloe.assess import seen_in_training, write_evaluation
+        from aloe.evals.records import ANSWERS
         from aloe.models.folder import whole_folder
         from aloe.report.final import link_model
         from aloe.report.html import write_report
@@ -139,5 +140,7 @@ class Report(Stage):
         write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
         write_report(out / "report.html", options, inputs["model"], scores, stages)
         for artifact in scores:
-            write_evaluation(out / f"evaluation-{artifact.name}.html", artifact)
+            if (artifact.path / ANSWERS).is_file():  # a judge's verdicts have no page of their own
+                flags = seen_in_training(stages, [plan["task"] for plan in artifact.manifest.config["tasks"]])
+                write_evaluation(out / f"evaluation-{artifact.name}.html", artifact, flags)
         return {"model": inputs["model"].name}

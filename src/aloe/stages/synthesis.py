@@ -163,13 +163,13 @@ class Synthesize(SynthesisOptions, Stage):
 
     def _items(self, inputs: Mapping[str, Artifact], seed: int) -> list[Any]:
         """Rows or passages, in the order of their hashes where only some are taken."""
-        from aloe.core.rows import read_rows
+        from aloe.core.rows import ROWS_FILE, read_rows
         from aloe.core.seeds import seed_for
         from aloe.retrieve.corpus import passages
 
         def found() -> Iterator[Any]:
             if "data" in inputs:
-                yield from read_rows(inputs["data"].path / "rows.jsonl.gz")
+                yield from read_rows(inputs["data"].path / ROWS_FILE)
             for spec in self.corpora:
                 yield from passages(spec)
 

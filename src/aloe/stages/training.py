@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from aloe.artifact import Artifact
 from aloe.core.config import Machine
 from aloe.core.errors import RecipeError
-from aloe.core.rows import Row
+from aloe.core.rows import ROWS_FILE, Row
 from aloe.merge.options import MergeOptions
 from aloe.stage import Context, Cost, Ref, Size, Stage, training_cost
 from aloe.train.options import PreferenceOptions, TrainOptions
@@ -19,7 +19,7 @@ def training_data(data: Artifact) -> Iterable[Row] | Path:
     """What a training reads: rows one by one, or the folder of a token store."""
     from aloe.core.rows import read_rows
 
-    return data.path if data.manifest.kind == "tokens" else read_rows(data.path / "rows.jsonl.gz")
+    return data.path if data.manifest.kind == "tokens" else read_rows(data.path / ROWS_FILE)
 
 
 def held_out_rows(data: Artifact) -> Iterable[Row]:

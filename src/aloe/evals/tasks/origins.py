@@ -29,11 +29,23 @@ class Origin(NamedTuple):
     files: tuple[str, ...]
     """Paths below ALOE_DATA."""
     note: str = ""
+    config: str | None = None
+    """Of the hub's data set, where it has several."""
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether `hub` names a data set there."""
+        return not self.hub.startswith("github.com/")
 
     @property
     def at_hand(self) -> bool:
         """Whether the adapter was checked on the data, whose hashes stand in hashes.json."""
         return all(name in hashes() for name in self.files)
+
+
+def origin_of(task: str) -> Origin | None:
+    """Where a task's questions come from; None for what ships with aloe and for own files."""
+    return ORIGINS.get(task.removesuffix("-perplexity"))
 
 
 @cache
@@ -63,7 +75,7 @@ ORIGINS: dict[str, Origin] = {
     "medqa": Origin("GBaker/MedQA-USMLE-4-options-hf", _MIRAGE, "test", "MIT", _MC, MIRAGE_FILE),
     "medqa-5options": Origin("bigbio/med_qa", _NOT_AT_HAND, "test", "MIT", _MC, ("medqa_5options/test.jsonl",), "jind11/MedQA, US, five options"),
     "medmcqa": Origin("openlifescienceai/medmcqa", _MIRAGE, "validation", "MIT", _MC, MIRAGE_FILE),
-    "pubmedqa": Origin("qiaojin/PubMedQA", _MIRAGE, "test", "MIT", _MC, MIRAGE_FILE, "without its abstract: knowledge and retrieval"),
+    "pubmedqa": Origin("qiaojin/PubMedQA", _MIRAGE, "test", "MIT", _MC, MIRAGE_FILE, "without its abstract: knowledge and retrieval", "pqa_labeled"),
     "pubmedqa-abstract": Origin(
         "bigbio/pubmed_qa", "github.com/pubmedqa/pubmedqa@1cbae8e9", "test", "MIT", _MC,
         ("pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"), "the published form",
@@ -72,7 +84,7 @@ ORIGINS: dict[str, Origin] = {
     **{
         f"mmlu-{subject.replace('_', '-')}": Origin(
             "cais/mmlu", f"{_PE}; examples: OpenBMB/Eurus@fd72db18", "test", "MIT", _MC,
-            (f"mmlu_medical/mmlu_{subject}_test.json", f"mmlu_medical/{subject}_dev.csv"),
+            (f"mmlu_medical/mmlu_{subject}_test.json", f"mmlu_medical/{subject}_dev.csv"), config=subject,
         )
         for subject in MMLU_SUBJECTS
     },
@@ -81,7 +93,9 @@ ORIGINS: dict[str, Origin] = {
         ("mmlu_pro/mmlu_pro_test_questions.jsonl.gz",), "category health; questions of the published result files",
     ),
     "bioasq": Origin("bigbio/bioasq_task_b", _MIRAGE, "test", "CC BY 2.5", _MC, MIRAGE_FILE),
-    "careqa": Origin("HPAI-BSC/CareQA", _NOT_AT_HAND, "test", "Apache-2.0", _MC, ("careqa/CareQA_en.jsonl",), "5,621 questions of Spanish exams"),
+    "careqa": Origin(
+        "HPAI-BSC/CareQA", _NOT_AT_HAND, "test", "Apache-2.0", _MC, ("careqa/CareQA_en.jsonl",), "5,621 questions of Spanish exams", "CareQA_en"
+    ),
     "headqa": Origin("dvilares/head_qa", _NOT_AT_HAND, "test", "MIT", _MC, ("headqa/test_en.jsonl",), "English"),
     "medical-abstracts": Origin(
         "TimSchopf/medical_abstracts", "github.com/sebischair/Medical-Abstracts-TC-Corpus@70a2d910", "test", "CC BY-SA 3.0", _CLASSES,
@@ -96,7 +110,9 @@ ORIGINS: dict[str, Origin] = {
         ("biored/Test.PubTator",), "type of the relation between two entities of an abstract",
     ),
     "openmedqa": Origin("HPAI-BSC/OpenMedQA", _PE, "test", "Apache-2.0", _GENERATION, ("openmedqa/openmedqa_test.json",)),
-    "careqa-open": Origin("HPAI-BSC/CareQA", _NOT_AT_HAND, "test", "Apache-2.0", _GENERATION, ("careqa/CareQA_en_open.jsonl",)),
+    "careqa-open": Origin(
+        "HPAI-BSC/CareQA", _NOT_AT_HAND, "test", "Apache-2.0", _GENERATION, ("careqa/CareQA_en_open.jsonl",), config="CareQA_en_open"
+    ),
     "olaph": Origin(
         "dmis-lab/MedLFQA", "github.com/dmis-lab/OLAPH@17d90148", "test", "not stated", _GENERATION,
         tuple(f"olaph_medlfqa/{part}_test_MedLFQA.jsonl" for part in ("kqa_golden", "live_qa", "medication_qa", "kqa_silver_wogold")),
