@@ -71,7 +71,7 @@ def test_the_page_of_an_evaluation_flags_what_was_trained_on(run: Path) -> None:
     scores = only(run, "scores")
     stages = lineage([Artifact(scores, read_manifest(scores))])
     flags = seen_in_training(stages, ["toy-unsafe", "toy-harmless"])
-    assert 0 < len(flags) and all("in toy-safety" in why for why in flags.values())
+    assert flags and all("in toy-safety" in why for why in flags.values())
     assert seen_in_training([stage for stage in stages if stage.manifest.kind != "dpo"], ["toy-unsafe"]) == {}, "nothing was trained on them"
     page = (only(run, "report") / "evaluation-scores.html").read_text()
     assert next(iter(flags.values())) in page
