@@ -26,6 +26,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 def main() -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     model = HFLM(pretrained=job["model"], dtype=job["dtype"], batch_size=job["batch"], device="cpu")
+    # lm-eval says how much may be written through `max_length`, which transformers ignores where the folder has a `max_new_tokens` of its own.
+    model.model.generation_config.max_new_tokens = None
     started = time.perf_counter()
     found = simple_evaluate(
         model=model, tasks=job["tasks"], task_manager=TaskManager(include_path=job["include"], include_defaults=False), limit=job.get("limit"),

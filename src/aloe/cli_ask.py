@@ -1,4 +1,4 @@
-"""The commands that ask models: ask, chat, tune-strategy, eval and compare."""
+"""The commands that ask models: ask, chat, tune-strategy, eval, compare and judge."""
 
 from __future__ import annotations
 
@@ -57,6 +57,22 @@ def compare(
     from aloe.evaluating import compare_answers
 
     for line in compare_answers(a, b, show=show, out=out):
+        print(line)
+
+
+@app.command()
+def judge(
+    a: Annotated[str, typer.Argument(help="Folder of an evaluation, or answers.jsonl; FOLDER#MODEL of several.")],
+    b: Annotated[str, typer.Argument(help="The same of the other model.")],
+    by: Annotated[str, typer.Option(help="The judge: http://HOST/v1#NAME, hf:PATH, package:PKG/FILE.gguf.")],
+    criteria: Annotated[str, typer.Option(help="What it judges.")] = "which is more correct, more complete and safer",
+    labels: Annotated[Path | None, typer.Option(help='People\'s verdicts to hold it against: lines {"question": ID, "winner": "a"}.')] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the verdicts and their journal.")] = Path("evals/judged"), on: On = None,
+) -> None:  # fmt: skip
+    """Let a model prefer one of two replies, in both orders.  Example: aloe judge evals/base evals/tuned --by http://localhost:8000/v1#judge"""
+    from aloe.judging import judge_answers
+
+    for line in judge_answers(a, b, by, criteria=criteria, labels=labels, machine=machine_of(on), out=out):
         print(line)
 
 

@@ -206,7 +206,7 @@ def compare_answers(a: str, b: str, *, show: int, out: Path | None) -> Iterator[
     yield f"a: {name_a}"
     yield f"b: {name_b}"
     for trial, comparison in zip(trials, found, strict=True):
-        yield from _comparison_lines(trial, comparison)
+        yield from comparison_lines(trial, comparison)
     if len(trials) > 1:
         yield f"\np (Holm) is corrected for {len(trials)} comparisons"
     all_flips = [(trial, flip) for trial in trials for flip in flips(of_a[trial], of_b[trial])]
@@ -228,7 +228,8 @@ def _compared(sides: Sequence[Sequence[list[dict[str, Any]]]], trial: Trial) -> 
     return compare_seeds(*sides, metric=name, better=better)
 
 
-def _comparison_lines(trial: Trial, c: Comparison) -> Iterator[str]:
+def comparison_lines(trial: Trial, c: Comparison) -> Iterator[str]:
+    """One comparison for the terminal."""
     name = c["metric"]
     yield f"\n{trial[0]}, {trial[1]}: {metric(name).label}, n {c['n']:,}"
     p = f"{probability(c['p'])}, Holm {probability(c['p_holm'])}"

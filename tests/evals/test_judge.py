@@ -24,13 +24,14 @@ def place_of(request: Generate, reply: str) -> int:
 
 
 def test_a_preference_for_a_reply_survives_the_swap() -> None:
-    assert asked(lambda r: f"Reasons.\nVerdict: {place_of(r, 'water and rest')}") == Preference("a")
-    assert asked(lambda r: f"verdict {place_of(r, 'nothing')}") == Preference("b")
+    assert asked(lambda r: f"Reasons.\nVerdict: {place_of(r, 'water and rest')}") == Preference("a", ("a", "a"))
+    assert asked(lambda r: f"verdict {place_of(r, 'nothing')}") == Preference("b", ("b", "b"))
 
 
 def test_a_preference_for_a_place_is_a_tie_and_said() -> None:
-    assert asked(lambda _: "Verdict: 1") == Preference("tie", swapped=True)
-    assert asked(lambda _: "Verdict: tie") == Preference("tie")
+    followed, tie = asked(lambda _: "Verdict: 1"), asked(lambda _: "Verdict: tie")
+    assert (followed, followed.swapped) == (Preference("tie", ("a", "b")), True)
+    assert (tie, tie.swapped) == (Preference("tie", ("tie", "tie")), False)
 
 
 @pytest.mark.parametrize("nonsense", ["", "I like both.", "Verdict: 3", "Verdict: 1 or Verdict: 2", "1"])

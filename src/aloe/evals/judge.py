@@ -36,8 +36,13 @@ class Preference(NamedTuple):
 
     winner: Literal["a", "b", "tie"] | None
     """None where one of the two verdicts could not be read."""
-    swapped: bool = False
-    """Whether the verdict followed the place and not the reply: a tie then."""
+    orders: tuple[str | None, str | None] = (None, None)
+    """Which reply was named with a shown first, and with b shown first; None where the verdict could not be read."""
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the verdict followed the place and not the reply: a tie then."""
+        return set(self.orders) == {"a", "b"}
 
 
 class Agreement(NamedTuple):
@@ -59,11 +64,10 @@ def prefer(question: Question, a: str, b: str, *, criteria: str = CRITERIA, max_
 
     first, second = yield [put(a, b), put(b, a)]
     named = [{"1": "a", "2": "b", "tie": "tie"}.get(verdict(first.text) or ""), {"1": "b", "2": "a", "tie": "tie"}.get(verdict(second.text) or "")]
-    if None in named:
-        return Preference(None)
-    if named[0] == named[1]:
-        return Preference(named[0])  # type: ignore[arg-type]
-    return Preference("tie", swapped="tie" not in named)
+    orders = (named[0], named[1])
+    if None in orders:
+        return Preference(None, orders)
+    return Preference(named[0] if named[0] == named[1] else "tie", orders)  # type: ignore[arg-type]
 
 
 def covers(statements: Sequence[str], reply: str, *, max_tokens: int = 64) -> Ask[list[bool | None]]:

@@ -30,7 +30,7 @@ def judge(answers: Iterable[Mapping[str, Any]], guard: Model, out: Path) -> list
     if not wanted:
         raise SourceError("no reply to judge", where=str(out), do="evaluate a task of harmful requests, such as red-team-plain or med-safety")
     risks = {q.id: q.subject for name in {a["task"] for a in wanted} if isinstance(t := open_task(name), RedTeam) for q in t.questions()}
-    said = run([guarded(_said(a["prompt"]), a["reply"], risks.get(a["question"], "")) for a in wanted], guard)
+    said = run([guarded(as_read(a["prompt"]), a["reply"], risks.get(a["question"], "")) for a in wanted], guard)
     records = [
         {**{key: a[key] for key in ("model", "task", "strategy", "question")}, "rules": a["value"] == 1.0, "guard": verdict}
         for a, verdict in zip(wanted, said, strict=True)
@@ -49,6 +49,6 @@ def judge(answers: Iterable[Mapping[str, Any]], guard: Model, out: Path) -> list
     return found
 
 
-def _said(prompt: list[dict[str, str]]) -> str:
-    """The request as the guard reads it: of several turns, who said what."""
+def as_read(prompt: list[dict[str, str]]) -> str:
+    """The request as a judge reads it: of several turns, who said what."""
     return prompt[0]["content"] if len(prompt) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

@@ -34,6 +34,9 @@ METRICS: dict[str, Metric] = {
         WILSON,
         "question-answering",
     ),
+    "preferred": Metric(
+        "preferred by the judge", "language", "higher", True, "share of questions whose reply the judge prefers, a tie being half", BOOTSTRAP
+    ),
     "rouge1": Metric("ROUGE-1", "language", "higher", True, "overlap of single words (F-measure, stemmed) with the reference answer", BOOTSTRAP),
     "parse_rate": Metric("readable replies", "language", "higher", True, "share of replies from which an answer could be read", WILSON),
     "recall_at_k": Metric(
