@@ -95,7 +95,7 @@ def desk(nodes: Sequence[Node], model: str | None, machine: Machine, runs: Path,
 def strategy_of(name: str, at: Desk, how: How, questions: Sequence[Question]) -> Strategy:
     """The strategy of that name for these questions; examples are solved first where it needs some."""
     if name == CITED:
-        return lambda question: cited(question, at.shelf, how.k, how.max_tokens, at.hidden)
+        return lambda question: cited(question, at.shelf, how.k, how.max_tokens, at.hidden, at.encode)
     if name == QUOTE:
         if at.shelf is None:
             raise RecipeError("the strategy 'quote' needs passages", where="command line", do="give --library, or run a recipe with an index stage")
@@ -136,7 +136,11 @@ def sources(reply: Answer, masked: Mapping[str, int]) -> Iterator[str]:
         yield f"  note: {note}"
     for citation in reply.citations:
         yield f'  [{citation.passage_id}] "{citation.quote}"'
-    rest = [p for p in reply.passages if p not in {c.passage_id for c in reply.citations}]
+    shown = list(reply.citations)
+    if reply.closest:
+        yield f'  no sentence of this is in the sources; closest to the question, [{reply.closest.passage_id}] "{reply.closest.quote}"'
+        shown.append(reply.closest)
+    rest = [p for p in reply.passages if p not in {c.passage_id for c in shown}]
     if rest:
         yield f"  read, not quoted: {', '.join(rest)}"
     if masked:

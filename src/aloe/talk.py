@@ -68,7 +68,7 @@ class Talk:
         answer = Answer(question_id=question.id, text=said.strip(), passages=tuple(p.id for p in passages), notes=notes)
         if self._method.base == "think":
             answer = answer.model_copy(update={"text": parse.after_thinking(answer.text)})
-        return checked(answer, question, passages, self._at.hidden)
+        return checked(answer, question, passages, self._at.hidden, self._at.encode)
 
     def _finder(self) -> Finder | None:
         index, k = self._at.shelf, self._how.k

@@ -67,6 +67,16 @@ def test_cited_quotes_only_what_a_passage_says() -> None:
     assert answer.passages == ("p/1", "p/2")
 
 
+def test_where_nothing_is_supported_the_closest_sentence_is_shown_but_not_cited() -> None:
+    question = Question(id="t/2", task="t", text="Does paracetamol lower fever?")
+    [answer] = run([cited(question, Shelf(), 2, 64)], FakeModel(text=lambda _: "Evil spirits of the woods do."))
+    assert answer.citations == () and answer.closest == Citation(passage_id="p/2", quote="Paracetamol lowers fever.")
+    [supported] = run([cited(question, Shelf(), 2, 64)], MODEL)
+    assert supported.citations and supported.closest is None
+    [nothing] = run([cited(Question(id="t/3", task="t", text="Who won?"), Shelf(), 2, 64)], FakeModel(text=lambda _: "Nobody."))
+    assert nothing.closest is None, "no word of the question is in a passage"
+
+
 def test_without_an_index_nothing_is_cited() -> None:
     [answer] = run([cited(QUESTION, None, 2, 64)], MODEL)
     assert (answer.citations, answer.passages) == ((), ())

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
-from aloe.ask.guard import Guard
+from aloe.ask.extract import Encode, nearest_sentence
+from aloe.ask.guard import Guard, commands
 from aloe.ask.strategies import direct, find
 from aloe.ask.strategy import Ask, Index
 from aloe.ask.support import SUPPORTED, supports
@@ -20,22 +21,30 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
-def cited(question: Question, index: Index | None, k: int, max_tokens: int, hidden: Sequence[str] = ()) -> Ask[Answer]:
+def cited(
+    question: Question, index: Index | None, k: int, max_tokens: int, hidden: Sequence[str] = (), encode: Encode | None = None
+) -> Ask[Answer]:
     """An open answer from the `k` passages found, checked (`guard`), with a quote for each sentence that one of them supports.
 
-    Without an index the question is asked as it stands, and nothing is cited. `hidden` are texts that no answer may repeat.
+    Without an index the question is asked as it stands, and nothing is cited. `hidden` are texts that no answer may repeat; `encode` helps
+    to find the closest sentence where nothing is cited.
     """
     passages = find(question, index, k) if index else []
     answer = yield from direct(max_tokens)(question, passages)
-    return checked(answer, question, passages, hidden)
+    return checked(answer, question, passages, hidden, encode)
 
 
-def checked(answer: Answer, question: Question, passages: Sequence[Passage], hidden: Sequence[str] = ()) -> Answer:
-    """The answer after the output check, with the support of each sentence and the citations that it gives."""
+def checked(
+    answer: Answer, question: Question, passages: Sequence[Passage], hidden: Sequence[str] = (), encode: Encode | None = None
+) -> Answer:
+    """The answer after the output check, with the support of each sentence, and the citations that it gives or the closest sentence."""
     guarded = Guard(question.text, passages, hidden).check(answer.text)
     support = supports(guarded.text, question.text, passages) if passages else ()
+    found = supported(support, passages)
+    nearest = None if found else nearest_sentence(question.text, [passage for passage in passages if not commands(passage)], encode)
+    closest = Citation(passage_id=nearest.passage.id, quote=nearest.text) if nearest and nearest.score else None
     return answer.model_copy(
-        update={"text": guarded.text, "support": support, "citations": supported(support, passages), "notes": (*answer.notes, *guarded.notes)}
+        update={"text": guarded.text, "support": support, "citations": found, "closest": closest, "notes": (*answer.notes, *guarded.notes)}
     )  # fmt: skip
 
 

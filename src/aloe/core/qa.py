@@ -118,6 +118,8 @@ class Answer(Config):
     examples: tuple[str, ...] = ()
     """Ids of the solved questions that were shown before it, the nearest last."""
     citations: tuple[Citation, ...] = ()
+    closest: Citation | None = None
+    """Of an open answer without citations: the sentence of its passages that comes nearest to the question. It supports nothing that was said."""
     votes: tuple[float, ...] = ()
     """What each option was given, where members voted."""
     notes: tuple[str, ...] = ()
