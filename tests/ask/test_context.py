@@ -30,5 +30,13 @@ def test_a_question_that_fits_is_not_even_counted() -> None:
     assert shortened(build("letters", max_tokens=1), short, Room(8192, count)) == (short, ())
 
 
+def test_a_reference_is_counted_in_tokens_and_one_that_is_over_the_limit_alone_costs_the_question_nothing() -> None:
+    room, strategy = Room(300, FakeModel().count), build("likelihood", max_tokens=1)
+    letters = LONG.model_copy(update={"text": "the question ?", "options": (), "references": ("antidisestablishmentarianism " * 40,)})
+    assert len(letters.references[0]) > 300 and shortened(strategy, letters, room) == (letters, ())
+    endless = letters.model_copy(update={"references": ("word " * 400,)})
+    assert shortened(strategy, endless, room) == (endless, ())
+
+
 def test_a_raw_prompt_is_left_to_the_model() -> None:
     assert shortened(build("published", max_tokens=1), LONG, Room(300, FakeModel().count)) == (LONG, ())

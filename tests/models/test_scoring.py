@@ -162,6 +162,24 @@ def test_a_raw_prompt_over_the_limit_is_cut_at_the_left_and_says_so(model: HfMod
     assert written.num_cut == len(whole) + 5 - model.window and written.num_prompt_tokens == model.window - 5
 
 
-def test_an_option_over_the_limit_cannot_be_saved_by_cutting(model: HfModel) -> None:
+def test_options_over_the_limit_cannot_be_saved_by_cutting(model: HfModel) -> None:
     with pytest.raises(ModelError, match="over the model's limit"):
-        replies(model, [ask("A ?", options=("red " * 600,), raw=True)])
+        replies(model, [ask("A ?", options=("red " * 600, "blue"), raw=True)])
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_one_text_over_the_limit_is_scored_in_windows_as_lm_eval_does(model: HfModel, raw: bool) -> None:
+    words, window = ("red", "blue", "pill", "zorax", "is"), model.window
+    text = " ".join(words[i * i % 7 % 5] for i in range(1200))
+    (reply, short) = replies(model, [ask("" if raw else "A ?", options=(text,), raw=raw), ask("A ?", options=("red",), raw=raw)])
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    prompt = [model.tokenizer.eos_token_id] if raw and model.tokenizer.bos_token_id is None else None
+    prompt = prompt or ([model.tokenizer.bos_token_id] if raw else model.chat.prompt_ids((user("A ?"),)))
+    whole, first = [*prompt, *ids], window + 1 - len(prompt)
+    expected, at, num_windows = plain_scores(model, prompt, [ids[:first]])[0], window + 1, 1
+    while at < len(whole):
+        end = min(at + window, len(whole))
+        expected += plain_scores(model, whole[end - window - 1 : at], [whole[at:end]])[0]
+        at, num_windows = end, num_windows + 1
+    assert len(ids) > 2 * window and reply.scores == pytest.approx((expected,), rel=1e-5)
+    assert (reply.num_windows, reply.num_tokens, reply.num_cut, short.num_windows) == (num_windows, (len(ids),), 0, 1)

@@ -20,6 +20,7 @@ Finder = Callable[[Question], Ask[list[Passage]]]
 
 _SLACK = 8  # tokens by which two orders of the same options may differ
 _QUERY_TOKENS = 64
+_SURELY_SHORT = 256  # bytes
 _TURN_TOKENS, _SYSTEM_TOKENS = 64, 512  # more than a template adds to a turn, and to a conversation
 
 
@@ -33,12 +34,19 @@ class Room(NamedTuple):
 
     def over(self, requests: Sequence[Request], later: int = 0) -> bool:
         """Whether one of the requests, with `later` tokens of further turns, is over the limit."""
-        return any(self.count(r.messages) + _written(r) + later + _SLACK > self.limit for r in requests)
+        return any(self.count(r.messages) + self.written(r) + later + _SLACK > self.limit for r in requests)
+
+    def written(self, request: Request) -> int:
+        """Tokens that follow the prompt, at most."""
+        if isinstance(request, Generate):
+            return request.sampling.max_tokens
+        longest = max(request.options, key=_num_bytes, default="")
+        return _num_bytes(longest) if _num_bytes(longest) < _SURELY_SHORT else self.count((Message(role="user", content=longest),))
 
 
-def _written(request: Request) -> int:
-    # A token is at least one byte.
-    return request.sampling.max_tokens if isinstance(request, Generate) else max((len(option.encode()) for option in request.options), default=0)
+def _num_bytes(text: str) -> int:
+    """A token is at least one byte."""
+    return len(text.encode())
 
 
 def informed(
@@ -84,16 +92,17 @@ def _begin(ask: Ask[Answer]) -> Sequence[Request]:
 
 def shortened(strategy: Strategy, question: Question, room: Room) -> tuple[Question, tuple[str, ...]]:
     """The question as it fits into the model, and a note where it does not fit whole: its text then loses as few words as it must at the left,
-    where the oldest of a record stands. Options are never cut. Raw prompts are the model's to cut, by tokens."""
+    where the oldest of a record stands. Options are never cut. Raw prompts, and a text to score that is alone over the limit, are the model's
+    to cut, by tokens."""
 
     def fits(cut: int) -> bool:
         shorter = question.model_copy(update={"text": " ".join(words[cut:])})
         asked = [request for request in _begin(strategy(shorter)) if not request.raw]
-        # A token is at least one byte: most questions need no count.
-        return all(_bytes(request) + _written(request) + _SLACK < room.limit for request in asked) or not room.over(asked)
+        # Most questions need no count.
+        return all(_bytes(request) + room.written(request) + _SLACK < room.limit for request in asked) or not room.over(asked)
 
     words = question.text.split(" ")
-    if fits(0):
+    if fits(0) or not fits(len(words)):
         return question, ()
     low, high = 0, len(words)  # `low` does not fit
     while high - low > 1:
@@ -104,7 +113,7 @@ def shortened(strategy: Strategy, question: Question, room: Room) -> tuple[Quest
 
 
 def _bytes(request: Request) -> int:
-    return sum(len(message.content.encode()) + _TURN_TOKENS for message in request.messages) + _SYSTEM_TOKENS
+    return sum(_num_bytes(message.content) + _TURN_TOKENS for message in request.messages) + _SYSTEM_TOKENS
 
 
 def at_once(index: Index, k: int) -> Finder:

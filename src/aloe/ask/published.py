@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aloe.ask.strategies import Reader
+from aloe.ask.strategies import Reader, cut_note
 from aloe.ask.strategy import Ask
 from aloe.core.qa import Answer, Example, Passage, Published, Question
 from aloe.core.rows import Message
-from aloe.models.model import Generate, Reply, Sampling, Score
+from aloe.models.model import Generate, Sampling, Score
 
 
 def letters(question: Question, passages: Sequence[Passage] = (), examples: Sequence[Example] = ()) -> Ask[Answer]:
@@ -50,11 +50,6 @@ def likelihood(question: Question, passages: Sequence[Passage] = (), examples: S
     """Log-likelihood of the reference alone, the question not shown: the published perplexity."""
     (reply,) = yield [Score(messages=_raw(""), options=question.references[:1], raw=True)]
     return Answer(question_id=question.id, text=question.references[0], scores=reply.scores, num_tokens=reply.num_tokens[0], notes=cut_note(reply))
-
-
-def cut_note(reply: Reply) -> tuple[str, ...]:
-    """What `Answer.notes` says of a prompt that lost its beginning."""
-    return (f"{reply.num_cut} tokens cut off the left: over the model's limit",) * (reply.num_cut > 0)
 
 
 def _scored(question: Question, prompt: str, options: tuple[str, ...]) -> Ask[Answer]:

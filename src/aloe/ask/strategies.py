@@ -13,7 +13,7 @@ from aloe.ask import parse, prompts
 from aloe.ask.strategy import Ask, Index, Strategy
 from aloe.core.qa import LETTERS, Answer, Example, Passage, Question
 from aloe.core.rows import Message, Role
-from aloe.models.model import Generate, Sampling, Score
+from aloe.models.model import Generate, Reply, Sampling, Score
 
 _NO_QUESTION = "Answer."
 _TURN: tuple[Role, Role] = ("user", "assistant")
@@ -56,7 +56,14 @@ def options_only(question: Question, passages: Sequence[Passage] = (), examples:
 def likelihood(question: Question, passages: Sequence[Passage] = (), examples: Sequence[Example] = ()) -> Ask[Answer]:
     """Log-likelihood of the reference as the reply: for perplexity."""
     (reply,) = yield [Score(messages=prompts.open_question(question, passages), options=question.references[:1])]
-    return Answer(question_id=question.id, text=question.references[0], scores=reply.scores, num_tokens=reply.num_tokens[0])
+    notes = cut_note(reply)
+    return Answer(question_id=question.id, text=question.references[0], scores=reply.scores, num_tokens=reply.num_tokens[0], notes=notes)
+
+
+def cut_note(reply: Reply) -> tuple[str, ...]:
+    """What `Answer.notes` says of a prompt that lost its beginning, and of a text that was read in windows."""
+    cut = (f"{reply.num_cut} tokens cut off the left: over the model's limit",) * (reply.num_cut > 0)
+    return (*cut, *((f"scored in {reply.num_windows} windows: over the model's limit",) * (reply.num_windows > 1)))
 
 
 def _score_texts(question: Question, messages: tuple[Message, ...], passages: Sequence[Passage]) -> Ask[Answer]:

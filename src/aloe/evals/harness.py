@@ -50,7 +50,7 @@ class Bridge(LM):  # type: ignore[misc]
         return [found[number] for number in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of each whole text after the beginning of text; ModelError for a text over the model's limit, which lm-eval would cut into windows."""
+        """Of each whole text after the beginning of text; a text over the model's limit is read in windows, as lm-eval does."""
         replies = self._replies([Score(messages=_raw(""), options=(request.args[0],), raw=True) for request in requests])
         return [reply.scores[0] for reply in replies]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from aloe.models.folder import load_chat
 from aloe.models.load import load_model, load_tokenizer
 from aloe.models.model import Delta, Generate, Reply, Request, Score
 from aloe.models.prefixes import Prefixes
-from aloe.models.scoring import Item, score
+from aloe.models.scoring import Item, Scored, score
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -29,6 +30,25 @@ class _Prompt(NamedTuple):
     options: list[list[int]]
     num_cut: int
     """Tokens that were cut off its beginning."""
+
+    def items(self, window: int) -> list[Item]:
+        """What to score: the options, or the windows of the only one. Their log-likelihoods then add up to its own.
+
+        As lm-eval's rolling log-likelihood: each token once, every window after the first as long as the model can read.
+        """
+        if not self.rolls(window):
+            return [Item(self.ids, self.options)]
+        whole, at = [*self.ids, *self.options[0]], window + 1  # the last token of a window is only predicted
+        found = [Item(self.ids, [whole[len(self.ids) : at]])]
+        while at < len(whole):
+            end = min(at + window, len(whole))
+            found.append(Item(whole[end - window - 1 : at], [whole[at:end]]))
+            at = end
+        return found
+
+    def rolls(self, window: int) -> bool:
+        """Whether it is one text that is over the limit alone."""
+        return len(self.options) == 1 and len(self.options[0]) > window
 
 
 class HfModel:
@@ -122,6 +142,8 @@ class HfModel:
         room = request.sampling.max_tokens if isinstance(request, Generate) else max((len(ids) for ids in option_ids), default=1)
         # Of what is scored the last token is only predicted.
         over = max(len(prompt) + room - isinstance(request, Score) - self.window, 0)
+        if over and len(prompt) <= self.window and (whole_text := _Prompt(prompt, option_ids, 0)).rolls(self.window):
+            return whole_text
         if over and not (request.raw and over < len(prompt)):
             raise ModelError(
                 f"the prompt has {len(prompt)} tokens; with {room} to {'write' if isinstance(request, Generate) else 'score'} that is over the"
@@ -136,16 +158,20 @@ class HfModel:
         for (index, request), one in zip(requests, read, strict=True):
             if not request.options:
                 yield index, Reply(num_prompt_tokens=len(one.ids), num_cut=one.num_cut)
-        asked = [i for i, (_, request) in enumerate(requests) if request.options]
-        items = [Item(read[i].ids, read[i].options) for i in asked]
-        for number, scores in score(self.model, self.prefixes, items, self.machine.score_batch_tokens):
-            one = read[asked[number]]
-            counts = tuple(map(len, one.options))
+        owned = [(i, item) for i, (_, request) in enumerate(requests) if request.options for item in read[i].items(self.window)]
+        waiting, parts = Counter(i for i, _ in owned), dict[int, list[list[Scored]]]()
+        for number, scores in score(self.model, self.prefixes, [item for _, item in owned], self.machine.score_batch_tokens):
+            i = owned[number][0]
+            one, mine = read[i], parts.setdefault(i, [])
+            mine.append(scores)
+            if len(mine) < waiting[i]:
+                continue
             yield (
-                requests[asked[number]][0],
+                requests[i][0],
                 Reply(
-                    scores=tuple(option.logp for option in scores), num_tokens=counts, greedy=tuple(option.greedy for option in scores),
-                    num_prompt_tokens=len(one.ids), num_cut=one.num_cut,
+                    scores=tuple(sum(window.logp for window in option) for option in zip(*mine, strict=True)),
+                    greedy=tuple(all(window.greedy for window in option) for option in zip(*mine, strict=True)),
+                    num_tokens=tuple(map(len, one.options)), num_prompt_tokens=len(one.ids), num_cut=one.num_cut, num_windows=len(mine),
                 ),
             )
 

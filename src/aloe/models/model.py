@@ -68,6 +68,8 @@ class Reply(Config):
     num_prompt_tokens: int = 0
     num_cut: int = 0
     """Tokens that were cut off the beginning of a raw prompt, which was over the model's limit."""
+    num_windows: int = 1
+    """Windows that the one option of a Score was read in, which alone was over the model's limit."""
     finish: str = "stop"
     """`stop`, or `length` where max_tokens ended it; `refused` where a server will not answer this request (`text` says why)."""
     seconds: float = 0.0
