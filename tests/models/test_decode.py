@@ -92,6 +92,7 @@ def test_one_by_one_together_and_two_at_a_time_write_the_same(sharp_folder: Path
         Machine(generate_batch=2),
         Machine(score_batch_tokens=1),
         Machine(prefix_tokens=0),
+        Machine(generate_tokens=1),
         Machine(generate_batch=3, score_batch_tokens=60),
     ):
         assert replies(HfModel(sharp_folder, machine), VOTES) == expected
@@ -111,6 +112,24 @@ def test_rows_join_when_others_leave_and_short_replies_come_first(model: HfModel
     requests = [Generate(messages=r.messages, sampling=Sampling(max_tokens=n)) for r, n in zip(VOTES, (8, 1, 6, 2, 3), strict=True)]
     order = [index for index, _ in model.reply(requests)]
     assert sorted(order) == list(range(5)) and max(most) == 2 and order[-1] != 4
+
+
+def test_tokens_held_for_rows_are_bounded_and_a_shared_beginning_counts_once(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = [(0, 0)]
+    step = Decoding.step
+
+    def watching(self: Decoding) -> Any:
+        out = step(self)
+        most.append((len(self.rows), self._held()))
+        return out
+
+    monkeypatch.setattr(Decoding, "step", watching)
+    lengths = [len(model.chat.prompt_ids(request.messages)) for request in VOTES]
+    written = VOTES[0].sampling.max_tokens
+    limit = max(lengths) + 3 * written + 30  # the stem once, then what is a vote's own
+    monkeypatch.setattr(model, "machine", Machine(generate_tokens=limit))
+    replies(model, VOTES)
+    assert max(held for _, held in most) <= limit < sum(lengths) and 2 <= max(rows for rows, _ in most) < len(VOTES)
 
 
 def test_equal_prompts_with_other_seeds_draw_other_replies(model: HfModel) -> None:

@@ -43,6 +43,8 @@ class Machine(Config):
     """Tokens in one forward pass of scoring."""
     generate_batch: int = Field(default=64, ge=1)
     """Replies decoded side by side."""
+    generate_tokens: int = Field(default=32768, ge=1)
+    """Tokens, read and to be written, of the replies decoded side by side: what their keys and values take bounds the memory of long prompts."""
     prefix_tokens: int = Field(default=16384, ge=0)
     """Tokens of prompts' beginnings whose keys and values are kept for later requests."""
     remote_concurrency: int = Field(default=8, ge=1)

@@ -41,13 +41,23 @@ class Row:
         return sorted({choice[n] if len(choice) > n else stop_id for choice in fitting})
 
 
+class Most(NamedTuple):
+    """What is done at once; one row always is."""
+
+    rows: int
+    held: int
+    """Tokens whose keys and values are kept for the rows, those that are still to be written too."""
+    read: int
+    """Tokens of prompts in one forward pass."""
+
+
 class Decoding:
     """The rows of one call. `prefixes` lives longer."""
 
-    def __init__(self, model: Any, prefixes: Prefixes, stop_ids: Sequence[int], rows: Sequence[Row], max_rows: int, prefill_tokens: int) -> None:
+    def __init__(self, model: Any, prefixes: Prefixes, stop_ids: Sequence[int], rows: Sequence[Row], most: Most) -> None:
         self._model, self._prefixes, self._stop_ids = model, prefixes, stop_ids
         self._waiting = sorted(rows, key=lambda row: (row.ids, row.index))
-        self._max_rows, self._prefill_tokens = max_rows, prefill_tokens
+        self._most = most
         self.rows: list[Row] = []
         config = model.config.get_text_config()
         self._num_layers, self._head = config.num_hidden_layers, model.get_output_embeddings().weight
@@ -115,17 +125,23 @@ class Decoding:
     def _next_up(self) -> list[Row]:
         """Waiting rows for the free places, as many as one forward pass should read. They come together, not one by one: half of
         the places must be free, since a pass over a few tokens costs as much as a step of all rows."""
-        free = self._max_rows - len(self.rows)
-        if not self._waiting or free < max(1, min(self._max_rows // 2, len(self._waiting))):
+        free = self._most.rows - len(self.rows)
+        if not self._waiting or free < max(1, min(self._most.rows // 2, len(self._waiting))):
             return []
-        size, before, number = 0, list[int](), 0
+        size, before, number, held = 0, list[int](), 0, self._held()
         for row in self._waiting[:free]:
-            size += max(len(row.ids) - common(before, row.ids), 1)
-            if number and size > self._prefill_tokens:
+            own = max(len(row.ids) - common(before, row.ids), 1)
+            size, held = size + own, held + own + row.request.sampling.max_tokens
+            if (number and size > self._most.read) or ((number or self.rows) and held > self._most.held):
                 break
             before, number = row.ids, number + 1
         joining, self._waiting = self._waiting[:number], self._waiting[number:]
         return joining
+
+    def _held(self) -> int:
+        """Tokens that the rows hold and will hold: each shared run once."""
+        runs = {id(run): len(run.ids) for row in self.rows if row.after for run in row.after.chain()}
+        return sum(runs.values()) + sum(self._lengths) + sum(row.request.sampling.max_tokens - len(row.written) for row in self.rows)
 
     def _join(self, rows: list[Row]) -> torch.Tensor:
         """Read the prompts of `rows`, each shared run once; returns the last hidden state [rows, H] of each."""

@@ -13,7 +13,7 @@ import torch
 from aloe.core.config import Machine
 from aloe.core.errors import ModelError
 from aloe.core.rows import Message
-from aloe.models.decode import Decoding, Row
+from aloe.models.decode import Decoding, Most, Row
 from aloe.models.folder import load_chat
 from aloe.models.load import load_model, load_tokenizer
 from aloe.models.model import Delta, Generate, Reply, Request, Score
@@ -106,7 +106,8 @@ class HfModel:
 
     def _decode(self, rows: list[Row]) -> Iterator[Row]:
         """Each row after each of its tokens; `finish` is set with the last one."""
-        decoding = Decoding(self.model, self.prefixes, self.stop_ids, rows, self.machine.generate_batch, self.machine.score_batch_tokens)
+        most = Most(self.machine.generate_batch, self.machine.generate_tokens, self.machine.score_batch_tokens)
+        decoding = Decoding(self.model, self.prefixes, self.stop_ids, rows, most)
         try:
             while not decoding.ended:
                 for row in decoding.step():
