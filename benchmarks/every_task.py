@@ -1,11 +1,12 @@
-"""Every task whose data is here, on SmolLM2, with one command; the table goes to docs/tasks.md as the tasks end.
+"""Every task whose data is here, on SmolLM2, with one command; the table goes to docs/tasks.md.
 
     python benchmarks/every_task.py            # 200 questions of each task, or all it has; about 3 hours on 2 cores
     python benchmarks/every_task.py --quick    # 3 questions of each: a check that all of them run
-    python benchmarks/every_task.py olaph biored       # these alone; the table keeps what it knows of the others
+    python benchmarks/every_task.py olaph biored       # these alone, also where they were measured; the table keeps the others
 
-Replies are journalled in runs/every-task: a second call goes on where the first one ended, and its seconds are added. Not a comparison of
-models: it shows that each adapter, strategy and metric works on the real data, with its n and its time.
+What is measured is kept in results/every_task.json, and a second call goes on with the rest; replies are journalled in runs/every-task, so
+that what was asked for the line under way is not asked again (its seconds are then too few). Not a comparison of models: it shows that each
+adapter, strategy and metric works on the real data, with its n and its time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import training as t
@@ -41,35 +43,38 @@ def main(quick: bool, only: list[str]) -> None:
     work = ROOT / "runs/every-task"
     inner: Any = open_model(MODEL, Machine())
     model = CachedModel(inner, f"{inner.name}-fp32", work / "replies")  # the folder's name holds the hash of the file
-    file = work / ("quick.json" if quick else "table.json")
+    file = work / "quick.json" if quick else t.HERE / "results/every_task.json"
     known = {(line["task"], line["strategy"]): line for line in (json.loads(file.read_text()) if file.is_file() else [])}
     names = [name for name in TASKS if name not in unverified() and not name.startswith(("starter", "toy"))]
-    for name in only or names:
-        offered = open_task(name).strategies
-        for strategy in [s for s in STRATEGIES if s in offered and not (s in ("direct", "options") and "letters" in offered)]:
-            plan = TaskPlan(task=name, n=3 if quick else N, strategies=(strategy,), max_tokens=16 if quick else MAX_TOKENS)
-            out = work / f"{name}-{strategy}"
-            out.mkdir(parents=True, exist_ok=True)
-            num_hits, started = model.num_hits, time.perf_counter()
-            evaluate({"smollm2": lambda: model}, [plan], out, seed=0)
-            seconds = time.perf_counter() - started
-            scores = json.loads((out / "scores.json").read_text())
-            faults = json.loads((out / "faults.json").read_text())
-            origin = origin_of(name)
-            if model.num_hits > num_hits and (name, strategy) in known:  # an earlier call took its time for these
-                seconds += known[name, strategy]["seconds"]
-            known[name, strategy] = {
-                "task": name, "group": origin.group if origin else "safety", "strategy": strategy, "scores": scores, "seconds": seconds,
-                "threads": torch.get_num_threads(), "faults": faults,
-            }  # fmt: skip
-            lines = sorted(known.values(), key=lambda line: names.index(line["task"]))
-            first = scores[0]
-            print(f"{name} {strategy}: {first['metric']} {first['value']:.4f} of {first['n']} in {seconds:.0f} s", flush=True)
-            file.write_text(json.dumps(lines, indent=1))
-            (work / "quick.md" if quick else ROOT / "docs/tasks.md").write_text(page(lines, unverified(), quick))
+    wanted = [(name, strategy) for name in names for strategy in asked(open_task(name).strategies)]
+    if strange := set(only) - set(names):
+        sys.exit(f"No such task here: {', '.join(sorted(strange))}. Known: {', '.join(names)}.")
+    for name, strategy in [pair for pair in wanted if (pair[0] in only if only else quick or pair not in known)]:
+        plan = TaskPlan(task=name, n=3 if quick else N, strategies=(strategy,), max_tokens=16 if quick else MAX_TOKENS)
+        out = work / f"{name}-{strategy}"
+        out.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        evaluate({"smollm2": lambda: model}, [plan], out, seed=0)
+        seconds = time.perf_counter() - started
+        scores = json.loads((out / "scores.json").read_text())
+        origin = origin_of(name)
+        known[name, strategy] = {
+            "task": name, "group": origin.group if origin else "safety", "strategy": strategy, "scores": scores, "seconds": seconds,
+            "threads": torch.get_num_threads(), "faults": json.loads((out / "faults.json").read_text()),
+        }  # fmt: skip
+        file.write_text(json.dumps([known[pair] for pair in wanted if pair in known], indent=1) + "\n")
+        first = scores[0]
+        print(f"{name} {strategy}: {first['metric']} {first['value']:.4f} of {first['n']} in {seconds:.0f} s", flush=True)
+    table = page([known[pair] for pair in wanted if pair in known], [pair for pair in wanted if pair not in known], unverified(), quick)
+    (work / "quick.md" if quick else ROOT / "docs/tasks.md").write_text(table)
 
 
-def page(lines: list[dict[str, Any]], unverified: list[str], quick: bool) -> str:
+def asked(offered: Sequence[str]) -> list[str]:
+    """The strategies of `STRATEGIES` that a task is asked in."""
+    return [s for s in STRATEGIES if s in offered and not (s in ("direct", "options") and "letters" in offered)]
+
+
+def page(lines: list[dict[str, Any]], left: list[tuple[str, str]], unverified: list[str], quick: bool) -> str:
     """The table and what is not in it."""
     from aloe.evals.tasks.origins import ORIGINS
 
@@ -85,7 +90,10 @@ def page(lines: list[dict[str, Any]], unverified: list[str], quick: bool) -> str
             f"{first['low']:.4f} to {first['high']:.4f} | {more} | {line['seconds'] / 60:.1f} |"
         )
     total = sum(line["seconds"] for line in lines) / 3600
-    shown += ["", f"Together {total:.2f} hours.", "", "## What is wrong with the data", ""]
+    shown += ["", f"Together {total:.2f} hours."]
+    if left:
+        shown += ["", "**Not measured yet**: " + ", ".join(f"{task} ({strategy})" for task, strategy in left) + "."]
+    shown += ["", "## What is wrong with the data", ""]
     found = {(line["task"].removesuffix("-perplexity"), fault["fault"]): len(fault["where"]) for line in lines for fault in line["faults"]}
     shown += [f"- {task}: {fault}: {count}" for (task, fault), count in found.items()] or ["Nothing among these questions."]
     shown += ["", "## Not here", "", "UNVERIFIED adapters, whose data was not at hand (column names as published, never run on the data):", ""]
