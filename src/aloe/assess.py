@@ -24,7 +24,7 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def assess(
-    title: str, answers: Mapping[str, Answers], *, baseline: str, flags: Mapping[str, str], files: Sequence[str], settings: Mapping[str, str]
+    title: str, answers: Mapping[str, Answers], *, baseline: str, flags: Mapping[str, str] | None, files: Sequence[str], settings: Mapping[str, str]
 ) -> Evaluation:
     """Everything that the page and the exports say. SourceError where a model answered other questions than the baseline."""
     trials = list(dict.fromkeys(trial for of_model in answers.values() for trial in of_model))
@@ -37,7 +37,7 @@ def assess(
     records = {trial: {model: of_model[trial] for model, of_model in answers.items() if trial in of_model} for trial in trials}
     # Revisions are not pinned on the hub: the questions come from the copies that ALOE_DATA holds.
     origins = {task: Origin(known.hub, known.config, known.split) for task, _ in trials if (known := origin_of(task)) and known.on_hub}
-    parts, calibrated, flagged = tuple(_parts(records)), tuple(_calibrated(records)), tuple(_flagged(records, metrics, flags))
+    parts, calibrated, flagged = tuple(_parts(records)), tuple(_calibrated(records)), tuple(_flagged(records, metrics, flags or {}))
     return Evaluation(
         title, tuple(answers), baseline, tuple(results), parts, calibrated, flagged, records, flags, tuple(files), settings, origins, len(tests)
     )

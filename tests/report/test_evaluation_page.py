@@ -108,7 +108,9 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
 def test_one_model_is_shown_without_tests(tmp_path: Path) -> None:
     _, parsed = page(tmp_path / "e.html", made(names=("alone",), flags={}))
     text = " ".join(parsed.text)
-    assert "Holm over" not in text and "nothing is known of it" in text and "tests" not in parsed.ids
+    assert "Holm over" not in text and "None of these questions was found in training rows" in text and "tests" not in parsed.ids
+    _, parsed = page(tmp_path / "e.html", made(names=("alone",))._replace(flags=None, flagged=()))
+    assert "nothing is known of it" in " ".join(parsed.text), "nobody looked"
 
 
 def test_tasks_whose_published_protocol_tests_on_training_data_are_named() -> None:

@@ -278,7 +278,7 @@ def test_compare_takes_files_and_seeds_and_names_what_is_wrong(tmp_path: Path) -
 def test_flags_are_lines_with_a_question(tmp_path: Path) -> None:
     file = tmp_path / "flags.jsonl"
     file.write_text('{"question": "medqa/01", "flag": "in the corpus"}\n{"question": "medqa/02"}\n')
-    assert read_flags(file) == {"medqa/01": "in the corpus", "medqa/02": "flagged"} and read_flags(None) == {}
+    assert read_flags(file) == {"medqa/01": "in the corpus", "medqa/02": "flagged"} and read_flags(None) is None
     file.write_text('{"id": "x"}\n')
     with pytest.raises(SourceError, match="question"):
         read_flags(file)

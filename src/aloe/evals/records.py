@@ -62,10 +62,10 @@ def metric_of(task: str, records: list[dict[str, Any]]) -> tuple[str, str]:
     return opened.metric, opened.better
 
 
-def read_flags(file: Path | None) -> Mapping[str, str]:
-    """Question -> why it is thought to have been seen in training, of a file of lines {"question": ..., "flag": ...}."""
+def read_flags(file: Path | None) -> Mapping[str, str] | None:
+    """Question -> why it is thought to have been seen in training, of a file of lines {"question": ..., "flag": ...}; None without one."""
     if file is None:
-        return {}
+        return None
     if not file.is_file():
         raise SourceError("the file does not exist", where=str(file), do="check --flags")
     found = {}

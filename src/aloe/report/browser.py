@@ -70,8 +70,8 @@ def _questions(evaluation: Evaluation, limit: int) -> tuple[list[dict[str, Any]]
             first = next(iter(lines[question].values()))
             found.append(
                 {
-                    "t": number, "q": question, "s": first.get("subject", ""), "f": evaluation.flags.get(question, ""), "x": cut(_asked(first)),
-                    "g": _gold(first), "b": int(metric.better == "higher"),
+                    "t": number, "q": question, "s": first.get("subject", ""), "f": (evaluation.flags or {}).get(question, ""),
+                    "x": cut(_asked(first)), "g": _gold(first), "b": int(metric.better == "higher"),
                     "a": [_answer(model, record, cut) for model, record in lines[question].items()],
                 }
             )  # fmt: skip

@@ -120,8 +120,8 @@ class Evaluation(NamedTuple):
     flagged: tuple[Flagged, ...]
     records: Mapping[tuple[str, str], Mapping[str, Sequence[Mapping[str, Any]]]]
     """(task, strategy) -> model -> lines of answers.jsonl."""
-    flags: Mapping[str, str]
-    """Question -> why it is flagged."""
+    flags: Mapping[str, str] | None
+    """Question -> why it is flagged as seen in training; None where nobody looked."""
     files: tuple[str, ...]
     settings: Mapping[str, str]
     origins: Mapping[str, Origin]
