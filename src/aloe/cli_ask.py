@@ -65,7 +65,7 @@ def judge(
     a: Annotated[str, typer.Argument(help="Folder of an evaluation, or answers.jsonl; FOLDER#MODEL of several.")],
     b: Annotated[str, typer.Argument(help="The same of the other model.")],
     by: Annotated[str, typer.Option(help="The judge: http://HOST/v1#NAME, hf:PATH, package:PKG/FILE.gguf.")],
-    criteria: Annotated[str, typer.Option(help="What it judges.")] = "which is more correct, more complete and safer",
+    criteria: Annotated[str | None, typer.Option(help="What it judges; default: which is more correct, more complete and safer.")] = None,
     labels: Annotated[Path | None, typer.Option(help='People\'s verdicts to hold it against: lines {"question": ID, "winner": "a"}.')] = None,
     out: Annotated[Path, typer.Option(help="Folder for the verdicts and their journal.")] = Path("evals/judged"), on: On = None,
 ) -> None:  # fmt: skip

@@ -12,8 +12,8 @@ from aloe.core.config import Machine
 from aloe.core.errors import SourceError
 from aloe.core.qa import Question
 from aloe.core.rows import read_jsonl, write_jsonl
-from aloe.evals.compare import Comparison, compare, corrected
-from aloe.evals.judge import Preference, agreement, prefer
+from aloe.evals.compare import Comparison, compare, corrected, pairs_of
+from aloe.evals.judge import CRITERIA, Preference, agreement, prefer
 from aloe.evals.judging import as_read
 from aloe.evals.records import answers_of
 from aloe.evaluating import comparison_lines, open_cached
@@ -36,7 +36,7 @@ class Verdicts(NamedTuple):
 
 
 def judge_answers(
-    a: str, b: str, spec: str, *, criteria: str, labels: Path | None, machine: Machine, out: Path, max_tokens: int = 256
+    a: str, b: str, spec: str, *, criteria: str | None, labels: Path | None, machine: Machine, out: Path, max_tokens: int = 256
 ) -> Iterator[str]:
     """Lines to print. Every verdict is in a journal below `out` before it counts; SourceError where no reply was written by both."""
     (name_a, of_a), (name_b, of_b) = answers_of(a), answers_of(b)
@@ -48,7 +48,7 @@ def judge_answers(
     memo = HashMemo(out / ".hashes.json")
     judge = open_cached(spec, machine, out, memo)
     memo.save()
-    found = {trial: verdicts(of_a[trial], of_b[trial], judge, criteria, max_tokens) for trial in trials}
+    found = {trial: verdicts(of_a[trial], of_b[trial], judge, criteria or CRITERIA, max_tokens) for trial in trials}
     write_jsonl(out / JUDGED, ({"task": task, "strategy": way, **line} for (task, way), one in found.items() for line in one.records))
     yield f"a: {name_a if name_a != name_b else a}"
     yield f"b: {name_b if name_a != name_b else b}"
@@ -59,32 +59,30 @@ def judge_answers(
 
 
 def verdicts(a: Records, b: Records, judge: Model, criteria: str, max_tokens: int) -> Verdicts:
-    """Every question of two models' answers to it, shown to the judge in both orders. SourceError where the questions differ."""
-    other = {line["question"]: line for line in b}
-    pairs = [(line, other[line["question"]]) for line in a if line["question"] in other]
+    """Every question of two models' answers to it, shown to the judge in both orders. SourceError, before it is asked, where the questions differ."""
+    pairs = pairs_of(a, b)
     asks = [prefer(_question(x), _reply(x), _reply(y), criteria=criteria, max_tokens=max_tokens) for x, y in pairs]
-    said_of = {x["question"]: preference for (x, _), preference in zip(pairs, run(asks, judge), strict=True)}
-    sides = [[_valued(line, said_of.get(line["question"]), is_b) for line in side] for is_b, side in ((False, a), (True, b))]
+    found = run(asks, judge)
+    sides = [[_valued(x, one, is_b) for (x, _), one in zip(pairs, found, strict=True)] for is_b in (False, True)]
     records = [
         {
-            "question": x["question"], "a": _reply(x), "b": _reply(y), "winner": said_of[x["question"]].winner,
-            "orders": said_of[x["question"]].orders, "by_metric": _winner(float(y["value"]) - float(x["value"])),
+            "question": x["question"], "a": _reply(x), "b": _reply(y), "winner": one.winner, "orders": one.orders, "swapped": one.swapped,
+            "by_metric": _winner(float(y["value"]) - float(x["value"])),
         }
-        for x, y in pairs
+        for (x, y), one in zip(pairs, found, strict=True)
     ]  # fmt: skip
     return Verdicts(compare(*sides, metric=METRIC, better="higher"), records)
 
 
-def _valued(line: Mapping[str, Any], preference: Preference | None, is_b: bool) -> dict[str, Any]:
-    winner = preference.winner if preference else None
-    value = _VALUES[winner]
-    return {"question": line["question"], "group": line.get("group"), "value": value if is_b else 1 - value, "parsed": winner is not None}
+def _valued(line: Mapping[str, Any], preference: Preference, is_b: bool) -> dict[str, Any]:
+    value = _VALUES[preference.winner]
+    return {"question": line["question"], "group": line.get("group"), "value": value if is_b else 1 - value, "parsed": preference.winner is not None}
 
 
 def _belief_lines(records: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Iterator[str]:
     """Ties, what could not be read, and how far the judge agrees with itself, with the task's metric, and with people."""
     winners = [record["winner"] for record in records]
-    swapped = sum({*record["orders"]} == {"a", "b"} for record in records)
+    swapped = sum(record["swapped"] for record in records)
     yield f"  ties {winners.count('tie')}, of them {swapped} where the verdict followed the place; not readable {winners.count(None)}"
     first, second = zip(*(record["orders"] for record in records), strict=True)
     yield from _agreement_line("with itself in the other order", first, second)

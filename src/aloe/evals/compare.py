@@ -33,7 +33,7 @@ def compare(answers_a: Sequence[Record], answers_b: Sequence[Record], *, metric:
     shown; `unreadable` counts both models' replies that could not be read, and `holds` says whether the verdict is the same whatever
     those were worth. SourceError where the questions differ.
     """
-    pairs = _pairs(answers_a, answers_b)
+    pairs = pairs_of(answers_a, answers_b)
     a, b = [_value(x, metric) for x, _ in pairs], [_value(y, metric) for _, y in pairs]
     groups = groups_of([x for x, _ in pairs])
     seed = seed_for("compare", metric)
@@ -57,8 +57,8 @@ def compare_seeds(a: Sequence[Sequence[Record]], b: Sequence[Sequence[Record]], 
     """
     import numpy as np
 
-    first = [record["question"] for record, _ in _pairs(a[0], a[0])]
-    values = [[[_value(record, metric) for record, _ in _pairs(answers, a[0])] for answers in side] for side in (a, b)]
+    first = [record["question"] for record, _ in pairs_of(a[0], a[0])]
+    values = [[[_value(record, metric) for record, _ in pairs_of(answers, a[0])] for answers in side] for side in (a, b)]
     test = seeds_differ(np.array(values[0]), np.array(values[1]))
     difference = (np.array(values[1]).mean(axis=0) - np.array(values[0]).mean(axis=0)).tolist()
     assert len(first) == test.n
@@ -81,7 +81,7 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def flips(answers_a: Sequence[Record], answers_b: Sequence[Record]) -> Iterator[Flip]:
     """The questions whose values differ, in the order of their ids. SourceError where the questions differ."""
-    for x, y in _pairs(answers_a, answers_b):
+    for x, y in pairs_of(answers_a, answers_b):
         if x["value"] != y["value"]:
             yield Flip(x["question"], x, y)
 
@@ -93,7 +93,8 @@ def groups_of(records: Sequence[Record]) -> list[str]:
     return [str(record.get("group") or record["question"]) for record in records]
 
 
-def _pairs(answers_a: Sequence[Record], answers_b: Sequence[Record]) -> list[tuple[Record, Record]]:
+def pairs_of(answers_a: Sequence[Record], answers_b: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Both lines of each question, in the order of their ids. SourceError where the questions differ."""
     a, b = ({answer["question"]: answer for answer in answers} for answers in (answers_a, answers_b))
     if a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())

@@ -139,8 +139,8 @@ class Report(Stage):
         link_model(whole_folder(inputs["model"].path, context.work / "whole"), out / "model")
         write_card(out / "model" / "README.md", options, inputs["model"], scores, stages)
         write_report(out / "report.html", options, inputs["model"], scores, stages)
-        for artifact in scores:
-            if (artifact.path / ANSWERS).is_file():  # a judge's verdicts have no page of their own
-                flags = seen_in_training(stages, [plan["task"] for plan in artifact.manifest.config["tasks"]])
-                write_evaluation(out / f"evaluation-{artifact.name}.html", artifact, flags)
+        answered = [artifact for artifact in scores if (artifact.path / ANSWERS).is_file()]  # a judge's verdicts have no page of their own
+        flags = seen_in_training(stages, sorted({plan["task"] for artifact in answered for plan in artifact.manifest.config["tasks"]}))
+        for artifact in answered:
+            write_evaluation(out / f"evaluation-{artifact.name}.html", artifact, flags)
         return {"model": inputs["model"].name}
