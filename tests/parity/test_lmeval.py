@@ -139,11 +139,22 @@ def test_our_model_inside_lmeval_gives_what_its_hf_model_gives(
     name = lmeval_tasks.write_choice(tmp_path, "medqa-bridge", "option-text", questions)
     open_name, perplexity = lmeval_tasks.write_open(tmp_path, "meqsum-bridge", questions_of("meqsum")[:6], 24)
     found = theirs(smollm2, tmp_path, [name, open_name, perplexity])
-    command = [str(LMEVAL), "-m", "aloe.evals.harness", str(smollm2), "--tasks", f"{name},{open_name},{perplexity}", "--include", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*command, "--out", str(tmp_path / "bridge.json")], env=environment, capture_output=True, text=True)
+    out = tmp_path / "bridge.json"
+    done = harness(tmp_path, str(smollm2), "--tasks", f"{name},{open_name},{perplexity}", "--include", str(tmp_path), "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((tmp_path / "bridge.json").read_text())["results"]
+    results = json.loads(out.read_text())["results"]
     for task, metrics in ((name, ("acc,none", "acc_norm,none")), (open_name, ("exact_match,none",)), (perplexity, ("word_perplexity,none",))):
         for metric in metrics:
             assert results[task][metric] == pytest.approx(found["results"][task][metric], rel=1e-5)
+
+
+@pytest.mark.parametrize("given", [("--tasks", "leaderboard_nosuch"), ()])
+def test_a_task_that_lmeval_does_not_know_is_named(smollm2: Path, tmp_path: Path, lmeval_tasks: Any, given: tuple[str, ...]) -> None:
+    done = harness(tmp_path, str(smollm2), *given)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no task leaderboard_nosuch" in done.stderr if given else "no such task" in done.stderr
+
+
+def harness(cache: Path, *given: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HOME": str(cache / "cache"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([str(LMEVAL), "-m", "aloe.evals.harness", *given], env=environment, capture_output=True, text=True)

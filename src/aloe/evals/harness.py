@@ -1,7 +1,8 @@
 """Any of our models as a model of lm-evaluation-harness (extra `harness`), for its thousands of tasks: same prompts, same parsing, same metrics.
 
     python -m aloe.evals.harness MODEL --tasks leaderboard_ifeval,leaderboard_bbh [--include FOLDER] [--limit N] [--chat] [--out FILE]
-    python -m aloe.evals.harness MODEL --leaderboard FOLDER     # what ALOE_DATA holds of the Open LLM Leaderboard 2; its YAML goes to FOLDER
+    python -m aloe.evals.harness MODEL --leaderboard FOLDER     # what ALOE_DATA holds of the Open LLM Leaderboard 2; its YAML goes to FOLDER;
+                                                                # with --tasks, those whose names begin so
 
 lm-eval's own caches are not used: they serve one model's answers as another's (its issue 4063).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from aloe.core.config import Machine
-from aloe.core.errors import ModelError
+from aloe.core.errors import AloeError, ModelError, SourceError
 from aloe.core.rows import Message
 from aloe.evals import leaderboard
 from aloe.evals.harness_data import write_local_tasks
@@ -96,6 +98,9 @@ def _raw(text: str) -> tuple[Message, ...]:
 def measure(model: Model, tasks: Sequence[str], *, include: Path | None = None, limit: int | None = None, **options: Any) -> dict[str, Any]:
     """lm-eval's whole answer for some of its tasks, or of those whose YAML stands in `include`; `options` go to its `simple_evaluate`."""
     manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
+    if unknown := [name for name in tasks if not manager.match_tasks([name]) and not Path(name).is_file()]:
+        do = f"look into {include}" if include else "list its tasks with: lm-eval ls tasks"
+        raise SourceError(f"lm-eval knows no task {', '.join(unknown)}", do=do)
     found: dict[str, Any] = simple_evaluate(
         model=Bridge(model), tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0, cache_requests=False, **options
     )
@@ -103,7 +108,7 @@ def measure(model: Model, tasks: Sequence[str], *, include: Path | None = None, 
 
 
 def main() -> None:
-    """Measure, print the figures, and write lm-eval's answer."""
+    """Measure, print the figures, and write lm-eval's answer; a user's mistake ends with its three lines and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--tasks", default="")
@@ -112,13 +117,23 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--chat", action="store_true", help="put prompts through the model's chat template")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    model = open_model(given.model, Machine())
-    tasks, include = given.tasks.split(","), given.include
+    try:
+        _measure_and_print(parser.parse_args())
+    except AloeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _measure_and_print(given: argparse.Namespace) -> None:
+    tasks, include = [name for name in given.tasks.split(",") if name], given.include
     if given.leaderboard:
         given.leaderboard.mkdir(parents=True, exist_ok=True)
-        tasks, include = write_local_tasks(given.leaderboard, Path(str(lm_eval.__file__)).parent / "tasks"), given.leaderboard
-    found = measure(model, tasks, include=include, limit=given.limit, apply_chat_template=given.chat)
+        known, include = write_local_tasks(given.leaderboard, Path(str(lm_eval.__file__)).parent / "tasks"), given.leaderboard
+        tasks = [name for name in known if not tasks or name.startswith(tuple(tasks))]
+    if not tasks:
+        do = "name lm-eval's tasks with --tasks; with --leaderboard, how the names of its tasks begin"
+        raise SourceError("no such task is known", where=f"--tasks {given.tasks}", do=do)
+    found = measure(open_model(given.model, Machine()), tasks, include=include, limit=given.limit, apply_chat_template=given.chat)
     results = found["results"]
     print(json.dumps({"results": results, "leaderboard": leaderboard.scores(results)}, indent=1, default=str))
     for name, benchmark in leaderboard.BENCHMARKS.items():
