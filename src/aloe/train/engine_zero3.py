@@ -46,11 +46,16 @@ class Zero3(Sharded):
         ds = deepspeed()
         self._safe = importlib.import_module("deepspeed.utils")
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # DeepSpeed makes its fp32 masters of weights that it has rounded to bf16: what they were is put back below.
+        given = {name: _own_part(p) for name, p in self._trained.items()} if options.dtype == "bf16" else {}
         around = Around(prepare(model, machine))
         self._root, *_ = ds.initialize(
             model=around, optimizer=adamw(list(self._trained.values()), options), config=_config(options), dist_init_required=False
         )
         self._zero = self._root.optimizer
+        for name in given:
+            p = self._trained[name]
+            self._safe.safe_set_local_fp32_param(p, self._part(lambda key, start, count: given[key], name, p))
         # The objectives read lm_head's weight outside its module: let DeepSpeed hold it for the whole of Around's forward.
         ds.zero.register_external_parameter(around, model.get_output_embeddings().weight)
 
@@ -115,6 +120,12 @@ class Zero3(Sharded):
         length = p.ds_tensor.numel()
         start = min(ranks.rank() * length, p.ds_numel)
         return start, min(length, p.ds_numel - start)
+
+
+def _own_part(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of what this rank will hold of a parameter that is still whole: equal parts of it flattened, the last ones shorter."""
+    length = -(-parameter.numel() // ranks.size())
+    return parameter.detach().flatten()[ranks.rank() * length :][:length].float().clone()
 
 
 def _config(options: TrainOptions) -> dict[str, Any]:
