@@ -1,6 +1,6 @@
 """Every task whose data is here, on SmolLM2, with one command; the table goes to docs/tasks.md.
 
-    python benchmarks/every_task.py            # 200 questions of each task, or all it has; about 3 hours on 2 cores
+    python benchmarks/every_task.py            # 200 questions of each task, or all it has; about 5 hours of one thread
     python benchmarks/every_task.py --quick    # 3 questions of each: a check that all of them run
     python benchmarks/every_task.py olaph biored       # these alone, also where they were measured; the table keeps the others
 

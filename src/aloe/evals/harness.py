@@ -95,12 +95,17 @@ def _raw(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-def measure(model: Model, tasks: Sequence[str], *, include: Path | None = None, limit: int | None = None, **options: Any) -> dict[str, Any]:
-    """lm-eval's whole answer for some of its tasks, or of those whose YAML stands in `include`; `options` go to its `simple_evaluate`."""
+def manager_of(tasks: Sequence[str], include: Path | None = None) -> TaskManager:
+    """What finds lm-eval's own tasks, or those whose YAML stands in `include`. SourceError where it does not find these."""
     manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
     if unknown := [name for name in tasks if not manager.match_tasks([name]) and not Path(name).is_file()]:
         do = f"look into {include}" if include else "list its tasks with: lm-eval ls tasks"
         raise SourceError(f"lm-eval knows no task {', '.join(unknown)}", do=do)
+    return manager
+
+
+def measure(model: Model, tasks: Sequence[str], manager: TaskManager, *, limit: int | None = None, **options: Any) -> dict[str, Any]:
+    """lm-eval's whole answer for tasks of the manager; `options` go to its `simple_evaluate`."""
     found: dict[str, Any] = simple_evaluate(
         model=Bridge(model), tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0, cache_requests=False, **options
     )
@@ -133,7 +138,8 @@ def _measure_and_print(given: argparse.Namespace) -> None:
     if not tasks:
         do = "name lm-eval's tasks with --tasks; with --leaderboard, how the names of its tasks begin"
         raise SourceError("no such task is known", where=f"--tasks {given.tasks}", do=do)
-    found = measure(open_model(given.model, Machine()), tasks, include=include, limit=given.limit, apply_chat_template=given.chat)
+    manager = manager_of(tasks, include)  # a wrong name is told before a model is read
+    found = measure(open_model(given.model, Machine()), tasks, manager, limit=given.limit, apply_chat_template=given.chat)
     results = found["results"]
     print(json.dumps({"results": results, "leaderboard": leaderboard.scores(results)}, indent=1, default=str))
     for name, benchmark in leaderboard.BENCHMARKS.items():

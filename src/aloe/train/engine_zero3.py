@@ -54,8 +54,7 @@ class Zero3(Sharded):
         )
         self._zero = self._root.optimizer
         for name in given:
-            p = self._trained[name]
-            self._safe.safe_set_local_fp32_param(p, self._part(lambda key, start, count: given[key], name, p))
+            self._safe.safe_set_local_fp32_param(self._trained[name], self._part(lambda key, *_: given[key], name, self._trained[name]))
         # The objectives read lm_head's weight outside its module: let DeepSpeed hold it for the whole of Around's forward.
         ds.zero.register_external_parameter(around, model.get_output_embeddings().weight)
 
