@@ -24,6 +24,7 @@ from aloe.train.sft import open_for_training, train_sft
 from aloe.train.watch import Diverged
 
 MACHINE = Machine(threads=1, micro_batch_tokens=120, checkpoint_every_steps=1, checkpoint_every_s=0)
+RECOMPUTING = MACHINE.model_copy(update={"gradient_checkpointing": True})
 OPTIONS = TrainOptions(lr=3e-3, global_batch=8, max_length=128, warmup_steps=1, dtype="fp32")
 
 
@@ -46,7 +47,7 @@ def rows_of(source: str, n: int) -> list[Row]:
     return list(source_rows(source))[:n]
 
 
-def sft(start: Path, out: Path, log: Log = QUIET, held_out: Sequence[Row] = (), **changes: Any) -> dict[str, Any]:
+def sft(start: Path, out: Path, log: Log = QUIET, held_out: Sequence[Row] = (), machine: Machine = MACHINE, **changes: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     return train_sft(
         start,
@@ -54,7 +55,7 @@ def sft(start: Path, out: Path, log: Log = QUIET, held_out: Sequence[Row] = (), 
         OPTIONS.model_copy(update=changes),
         out=out,
         work=out / ".work",
-        machine=MACHINE,
+        machine=machine,
         seed=5,
         log=log,
         label="sft",
@@ -122,6 +123,20 @@ def test_bf16_training_computes_what_bf16_evaluation_computes(toy_folder: Path) 
     with torch.inference_mode():  # rounded rotary frequencies would shift far positions
         ours, theirs = (m.eval()(input_ids=ids, use_cache=False).logits for m in (model, load_model(toy_folder, torch.bfloat16)))
     assert torch.equal(ours, theirs)
+
+
+def test_recomputed_layers_share_one_bf16_copy_and_compute_the_same_bits(toy_folder: Path, tmp_path: Path) -> None:
+    options = {"dtype": "bf16", "held_out": rows_of("toy-facts", 8)}
+    kept = sft(toy_folder, tmp_path / "kept", **options)
+    with pytest.raises(Killed):
+        sft(toy_folder, tmp_path / "shared", killer(2), machine=RECOMPUTING, **options)
+    shared = sft(toy_folder, tmp_path / "shared", machine=RECOMPUTING, **options)
+    assert shared["curve"] == kept["curve"] and shared["held_out_loss"] == kept["held_out_loss"]
+    assert sha256_file(tmp_path / "shared/model.safetensors") == sha256_file(tmp_path / "kept/model.safetensors")
+    model, _ = open_for_training(toy_folder)
+    OneProcess(model, OPTIONS.model_copy(update={"dtype": "bf16"}), RECOMPUTING)
+    first, second = ([p.data_ptr() for p in layer.parameters()] for layer in model.base_model.layers)
+    assert first == second and len(set(first)) == len(first)
 
 
 def test_saved_weights_are_fp32(toy_folder: Path, tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(tokens: 
     full, recomputed = (parts(TrainOptions(lr=1), on.model_copy(update={"gradient_checkpointing": c}), tokens) for c in (False, True))
     assert full.activations > tokens * LLAMA_8B.layers * layer_bytes(LLAMA_8B, 2) / 1e9
     assert recomputed.activations < full.activations / 4
-    assert (full.weights, full.moments) == (recomputed.weights, recomputed.moments)
+    assert full.moments == recomputed.moments
+    assert full.weights - recomputed.weights == pytest.approx(31 * LLAMA_8B.layer_parameters * 2 / 1e9), "one layer's bf16 copy instead of 32"
 
 
 def test_what_a_layer_keeps_is_listed_tensor_by_tensor() -> None:

@@ -19,6 +19,7 @@ from aloe.core.errors import ModelError
 from aloe.memory import keep_freed_pages
 from aloe.models.load import cast
 from aloe.train import ranks
+from aloe.train.layer_copy import LayerCopy, known_layers
 from aloe.train.options import TrainOptions, check_engine
 
 T = TypeVar("T")
@@ -194,7 +195,8 @@ class TorchEngine:
 
 class OneProcess(TorchEngine):
     """All in this process. In bf16 the model computes on a bf16 copy, whose gradients are added to the masters' as soon as the backward
-    pass has made them, so that accumulation does not round and no two copies of all gradients are ever there."""
+    pass has made them, so that accumulation does not round and no two copies of all gradients are ever there. With gradient checkpointing
+    the copy is of one layer at a time."""
 
     name = "one"
 
@@ -207,6 +209,8 @@ class OneProcess(TorchEngine):
             cast(model, torch.bfloat16)
             for master, compute in zip(masters, self._compute, strict=True):
                 compute.register_post_accumulate_grad_hook(partial(_take_gradient, master))  # type: ignore[no-untyped-call]
+            layers = known_layers(model) if machine.gradient_checkpointing else []
+            self._layers = LayerCopy(layers, dict(zip(self._compute, masters, strict=True)))
         self._open(model, masters, options)
 
     @contextmanager
@@ -220,9 +224,13 @@ class OneProcess(TorchEngine):
             compute.data = data
 
     def _refresh(self) -> None:
-        if self.masters is not self._compute:
-            with torch.no_grad():
-                torch._foreach_copy_(self._compute, self.masters)
+        if self.masters is self._compute:
+            return
+        self._layers.forget()
+        with torch.no_grad():
+            for compute, master in zip(self._compute, self.masters, strict=True):
+                if compute not in self._layers.shared:
+                    compute.copy_(master)
 
 
 def _take_gradient(master: torch.Tensor, compute: torch.Tensor) -> None:

@@ -131,10 +131,12 @@ def _states(shape: Architecture, options: TrainOptions, machine: Machine, width:
     """Bytes of weights, gradients and moments, and of gradients on their way into the masters'."""
     trained, split = trainable_parameters(shape, options.lora), shards(machine)
     frozen = (shape.parameters if options.lora else 0) * (NF4_BYTES if options.lora and options.lora.quantise else width)
-    copies = width if machine.engine == "zero3" or (machine.engine == "one" and width == 2) else 0  # of the masters, to compute with
+    copied = trained * (machine.engine == "zero3" or (machine.engine == "one" and width == 2))  # of the masters, to compute with
+    if machine.engine == "one" and machine.gradient_checkpointing and not options.lora:
+        copied = min(copied, trained - (shape.layers - 1) * shape.layer_parameters)  # one layer's at a time: layer_copy.py
     gradients = (width + 4) if machine.engine == "zero3" else 4
     transient = shape.embedding * width if machine.engine == "one" and width == 2 and not options.lora else 0
-    return (frozen + trained * (4 + copies)) / split, trained * gradients / split, trained * 8 / split, transient
+    return (frozen + trained * 4 + copied * width) / split, trained * gradients / split, trained * 8 / split, transient
 
 
 def _logits(shape: Architecture, options: TrainOptions, positions: float, width: int) -> float:
