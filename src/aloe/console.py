@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from aloe.core.log import Listener
 
+_CHUNK = re.compile(r" (\d+)/(\d+)$")
 EVERY_S = 10.0  # between two plain progress lines
 
 
@@ -44,10 +46,14 @@ class Progress:
     def stage_left_s(self, stage: str) -> float:
         """Seconds left of the running stage: from its own rate where it counts steps, otherwise from the plan."""
         spent = time.monotonic() - self._started
-        if "left_s" in self.now and "/" not in str(self.now.get("part", "")):
-            return float(self.now["left_s"])
+        if "left_s" in self.now:
+            left = float(self.now["left_s"])
+            if chunk := _CHUNK.search(str(self.now.get("part", ""))):  # the other chunks take as long as those so far
+                number, chunks = int(chunk[1]), int(chunk[2])
+                left += (chunks - number) * (spent + left) / number
+            return left
         step, steps = self.now.get("step"), self.now.get("steps")
-        if step and steps and "left_s" not in self.now:
+        if step and steps:
             return spent / float(step) * (float(steps) - float(step))
         return max(0.0, 60 * self.planned.get(stage, 0) * self.pace() - spent)
 
