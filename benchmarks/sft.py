@@ -56,10 +56,7 @@ def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int
     tokens = [float(sum(len(rows[i]["ids"]) for i in step)) for step in steps]
     ours_job = {"kind": "sft", "model": str(model), "rows": str(work / "ours.jsonl"), "steps": steps, "threads": THREADS, "machine": OURS}
     if known:
-        ours_job["dtype"] = known["dtype"]
-        again = t.run("ours", ours_job, work)
-        fast = {"per_second": t.rate(again, tokens), "VmHWM": again["VmHWM"], "RssAnon": again["RssAnon"]}
-        return {**known, **memory(ours_job, tokens, {**known, "ours": fast}, known["sweep"], model, work), "ours_again": fast}
+        return memory_again({**ours_job, "dtype": known["dtype"]}, tokens, known, model, work)
     amount = PACKS if packing else ROWS
     settings = [{"batch": b, "accumulation": amount // b, "checkpointing": c} for b in ((1, 2) if packing else (1, 4)) for c in (False, True)]
     trl["dtype"] = t.faster_dtype({**trl, **settings[0]}, tokens, work, lambda text: say(name, text))
@@ -106,6 +103,13 @@ def memory(ours_job: t.Job, amounts: Sequence[float], found: t.Job, swept: Seque
         "memory_ratio_without_recomputing": (fast["VmHWM"] - states) / (leanest - states),
         "memory_ratio_of_the_fastest": (fast["VmHWM"] - states) / (found["trl"]["VmHWM"] - states),
     }  # fmt: skip
+
+
+def memory_again(ours_job: t.Job, amounts: Sequence[float], known: t.Job, model: Path, work: Path) -> t.Job:
+    """A known result with our memory measured once more."""
+    again = t.run("ours", ours_job, work)
+    fast = {"per_second": t.rate(again, amounts), "VmHWM": again["VmHWM"], "RssAnon": again["RssAnon"]}
+    return {**known, **memory(ours_job, amounts, {**known, "ours": fast}, known["sweep"], model, work), "ours_again": fast}
 
 
 def say(case_name: str, text: str) -> None:
