@@ -2,7 +2,7 @@
 
     python benchmarks/dpo.py            # about 30 minutes on 2 idle cores
     python benchmarks/dpo.py --quick    # one pair of runs
-    python benchmarks/dpo.py --memory   # our memory once more, against what was measured of TRL: 3 minutes
+    python benchmarks/dpo.py --memory   # our memory once more, against what was measured of TRL: two runs
 
 Both run in the dtype in which TRL is faster on this processor. TRL is swept over batch 1 and 4, gradient checkpointing, references precomputed
 or computed at every step.

@@ -25,7 +25,7 @@ class LayerCopy:
     """One piece of memory for the compute weights of `layers`. `masters`: compute parameter -> its fp32 master of the same shape."""
 
     def __init__(self, layers: Iterable[Any], masters: Mapping[torch.Tensor, torch.Tensor]) -> None:
-        trained = {layer: [p for p in layer.parameters() if p in masters] for layer in layers}
+        trained = {layer: found for layer in layers if (found := [p for p in layer.parameters() if p in masters])}
         largest = max((sum(_room(p) for p in of_layer) for of_layer in trained.values()), default=0)
         example = next(iter(masters))
         room = torch.empty(largest, dtype=example.dtype, device=example.device)
