@@ -125,6 +125,27 @@ def test_a_word_out_of_a_closed_list_is_answered_with_the_nearest_one(tmp_path: 
     assert "'stages.fit.mode' is 'exakt'" in error.what and error.do == "did you mean 'exact'?"
 
 
+class Dose(Config):
+    milligrams: int = Field(default=1, ge=1)
+    """What one tablet holds,
+    in milligrams."""
+    tablets: int = Field(default=1, ge=1)
+
+
+class Course(Dose):
+    days: int = Field(default=1, ge=1)
+    """How long it is taken."""
+
+
+@pytest.mark.parametrize(
+    ("field", "meaning"), [("milligrams", "What one tablet holds,\nin milligrams."), ("days", "How long it is taken."), ("tablets", "")]
+)
+def test_what_a_field_means_is_told_with_its_error(tmp_path: Path, field: str, meaning: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        validate(Course, load_document(write(tmp_path, f"{field}: 0\n")))
+    assert f"{field!r}: Input should be greater than or equal to 1 (given: 0)" in caught.value.what and caught.value.do == meaning
+
+
 def test_several_errors_are_told_at_once(tmp_path: Path) -> None:
     error = refusal(tmp_path, GOOD.replace("lr: 2e-5", "lrr: 2e-5").replace("kind: look", "kind: look, wht: x"))
     assert error.what.startswith("unknown field 'stages.fit.options.lrr'") and "also:  unknown field 'stages.see.wht'" in error.what
