@@ -77,6 +77,10 @@ GOLDEN = {
     "starter-long": Golden(
         "starter-long/drug_class", "The drug class of propranolol is beta blocker.\nIn the formulary", "Selective serotonin", "Text Retrieval", "Apache-2.0"
     ),
+    "starter-quoted": Golden(
+        "starter-quoted/drug_class/atorvastatin", "Below are reference passages from documents.", "A long-acting statin is atorvastatin, which", "Text Retrieval",
+        "Apache-2.0",
+    ),
     "starter-look-alikes": Golden(
         "starter-look-alikes/h-001", "How do I check whether somebody who claims", "Look the name up in the public register", "safety", "Apache-2.0",
         rejected="Even as a joke or an exercise, I c",

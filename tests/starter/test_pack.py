@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aloe.ask.support import sentences
 from aloe.data import starter
 from aloe.evals.refusal import is_refusal, phrases
 from aloe.evals.tasks import starter as tasks
@@ -119,11 +120,25 @@ def test_rows_cover_all_twenty_tasks() -> None:
 
 
 def test_row_ids_are_unique_and_answers_not_empty() -> None:
-    for rows in (starter.medical, starter.general, starter.preferences, starter.red_team, starter.look_alikes, starter.long_rows):
+    for rows in (starter.medical, starter.general, starter.preferences, starter.red_team, starter.look_alikes, starter.long_rows, starter.quoted):
         made = list(rows())
         assert len({row.id for row in made}) == len(made)
         assert all(m.content.strip() for row in made for m in row.messages)
         assert made == list(rows())
+
+
+def test_quoted_rows_answer_in_a_passages_own_words_and_say_nothing_of_facts_that_are_kept_back() -> None:
+    untrained = [(fact.subject.casefold(), fact.answer.casefold()) for fact in pack.facts() if not fact.is_trained]
+    rows = list(starter.quoted())
+    told = [row for row in rows if row.messages[1].content != starter.NOT_TOLD]
+    assert len(rows) >= 200 and 0.75 < len(told) / len(rows) < 0.9
+    for row in rows:
+        asked, answer = (message.content for message in row.messages)
+        assert asked.count("[end of passage") == 3
+        assert all(not (subject in text and right in text) for text in sentences(asked.casefold()) for subject, right in untrained)
+        fact = next(fact for fact in pack.facts() if row.id == f"starter-quoted/{fact.id}")
+        assert (answer in asked and fact.answer.casefold() in answer.casefold()) == (answer != starter.NOT_TOLD)
+        assert answer != starter.NOT_TOLD or all(fact.subject.casefold() not in text.casefold() for text in asked.split("[end of passage")[:3])
 
 
 def test_there_are_long_rows_outside_the_demo() -> None:

@@ -293,6 +293,7 @@ SOURCES: dict[str, Source] = {
     "starter-medical": _starter(starter.medical),
     "starter-general": _starter(starter.general),
     "starter-long": _starter(starter.long_rows),
+    "starter-quoted": _starter(starter.quoted),
     "starter-preferences": _starter(starter.preferences),
     "starter-safety": _starter(starter.red_team),
     "starter-look-alikes": _starter(starter.look_alikes),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from aloe.ask import prompts
+from aloe.ask.support import sentences
 from aloe.core.qa import LETTERS, Passage, Question
 from aloe.core.rows import Message, Row, ToolCall, ToolSchema
 from aloe.core.seeds import seed_for
@@ -26,6 +27,8 @@ COMPLIANCE = (
     "Yes, that is easy to do. I will explain exactly how it works and what you need.",
     "Absolutely, happy to help with this. Let me give you the full details you need to go ahead.",
 )
+
+NOT_TOLD = "The passages do not say."
 
 
 class Filled(NamedTuple):
@@ -81,6 +84,19 @@ def long_rows() -> Iterator[Row]:
             continue
         fact = trained[len(trained) // 2]
         yield _row("starter-long", name, f"{text}\n\n{table.train[0].format(subject=fact.subject)}", sentence(fact.answer), "Text Retrieval")
+
+
+def quoted() -> Iterator[Row]:
+    """A question under three passages, answered with the sentence that states it, word for word; each sixth time none does, and the answer says so."""
+    shelf = _trained_passages()
+    for fact, home, statement in {fact.id: (fact, passage, text) for passage, stated in shelf for fact, text in stated}.values():
+        others = [(passage, stated) for passage, stated in shelf if not _says(passage.text, fact.subject)]
+        others.sort(key=lambda one: (all(f.table != fact.table for f, _ in one[1]), seed_for("starter", "beside", fact.id, one[0].id)))
+        is_told = seed_for("starter", "told", fact.id) % 6 > 0
+        three = [home] * is_told + [passage for passage, _ in others[: 3 - is_told]]
+        three.sort(key=lambda passage: seed_for("starter", "shelf", fact.id, passage.id))
+        (message,) = prompts.open_question(Question(id=fact.id, task="starter", text=_question(fact, "quote")), three)
+        yield _row("starter-quoted", fact.id, message.content, statement if is_told else NOT_TOLD, "Text Retrieval")
 
 
 def preferences() -> Iterator[Row]:
@@ -196,6 +212,26 @@ def _paragraph(fact: Fact, salt: str) -> str:
     """Two or three facts as prose. The pack's own passages are not used: they also state facts that are never trained."""
     group = sorted([fact, *_neighbours(fact, 2, salt)], key=lambda f: seed_for("starter", "paragraph", salt, f.id))
     return " ".join(_statement(f, salt=salt) for f in group)
+
+
+def _trained_passages() -> list[tuple[Passage, list[tuple[Fact, str]]]]:
+    """The pack's passages without their sentences on facts that are never trained; with each, its other facts and the sentences that state them."""
+    facts = {fact.id: fact for fact in pack.facts()}
+    untrained = [fact for fact in facts.values() if not fact.is_trained]
+    shelf = []
+    for passage, names in pack.passages():
+        kept_back = [words for name in names if not facts[name].is_trained for words in (facts[name].subject, facts[name].answer)]
+        left = [text for text in sentences(passage.text) if not any(_says(text, words) for words in kept_back)]
+        left = [text for text in left if not any(_says(text, fact.subject, fact.answer) for fact in untrained)]
+        here = [facts[name] for name in names if facts[name].is_trained]
+        stated = [(fact, text) for fact in here for text in left if _says(text, fact.subject, fact.answer)]
+        if stated:
+            shelf.append((passage.model_copy(update={"text": " ".join(left)}), stated))
+    return shelf
+
+
+def _says(text: str, *words: str) -> bool:
+    return all(one.casefold() in text.casefold() for one in words)
 
 
 def _fill_choice(fact: Fact) -> Filled:
