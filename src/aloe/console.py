@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from typing import Any
@@ -13,7 +12,6 @@ from rich.text import Text
 
 from aloe.core.log import Listener
 
-_CHUNK = re.compile(r" (\d+)/(\d+)$")
 EVERY_S = 10.0  # between two plain progress lines
 
 
@@ -45,13 +43,9 @@ class Progress:
 
     def stage_left_s(self, stage: str) -> float:
         """Seconds left of the running stage: from its own rate where it counts steps, otherwise from the plan."""
-        spent = time.monotonic() - self._started
         if "left_s" in self.now:
-            left = float(self.now["left_s"])
-            if chunk := _CHUNK.search(str(self.now.get("part", ""))):  # the other chunks take as long as those so far
-                number, chunks = int(chunk[1]), int(chunk[2])
-                left += (chunks - number) * (spent + left) / number
-            return left
+            return float(self.now["left_s"])
+        spent = time.monotonic() - self._started
         step, steps = self.now.get("step"), self.now.get("steps")
         if step and steps:
             return spent / float(step) * (float(steps) - float(step))

@@ -29,16 +29,6 @@ def test_time_left_comes_from_the_running_stage_and_the_plan_of_the_others() -> 
     assert progress.left_s() == pytest.approx(240)
 
 
-def test_time_left_of_chunks_is_that_of_the_running_one_and_as_much_for_each_that_waits() -> None:
-    progress = Progress()
-    progress.take("plan", {"minutes": {"dpo": 60.0}})
-    progress.take("stage", {"stage": "dpo"})
-    progress.take("progress", {"stage": "dpo", "part": "dpo 5/5", "step": 1, "steps": 4, "left_s": 30.0})
-    assert progress.stage_left_s("dpo") == 30.0, "its own rate, not the plan"
-    progress.take("progress", {"stage": "dpo", "part": "dpo 2/5", "step": 1, "steps": 4, "left_s": 30.0})
-    assert progress.stage_left_s("dpo") == pytest.approx(30 + 3 * 15, abs=1), "two chunks took nothing yet and 30 s"
-
-
 def test_plain_lines_name_stage_step_loss_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     lines = PlainLines()
     lines("plan", {"minutes": {"sft": 1.0}})

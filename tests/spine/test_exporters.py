@@ -64,6 +64,7 @@ def test_the_events_of_a_run_hold_the_whole_curve_with_speed_and_memory(tmp_path
         *(("sft", "sft", step) for step in range(1, 5)), ("dpo", "dpo 1/2", 1), ("dpo", "dpo 2/2", 1)
     ]  # fmt: skip
     assert all({"lr", "grad_norm", "tokens_per_s", "gemm_share", "rss_gb", "peak_gb", "left_s"} <= set(p) for p in points)
+    assert [p["left_s"] > 0 for p in points] == [True, True, True, False, True, False], "a chunk counts those after it"
     assert all(p["peak_gb"] >= p["rss_gb"] - 0.01 and p["gemm_share"] > 0 for p in points)
 
 

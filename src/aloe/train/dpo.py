@@ -19,7 +19,7 @@ from aloe.models.load import model_limits
 from aloe.train import ranks
 from aloe.train.batches import Limits, plan_steps
 from aloe.train.engine import Engine, agreed_weights, open_engine
-from aloe.train.loop import Place, agreed_data, train
+from aloe.train.loop import Place, agreed_data, num_tokens, train
 from aloe.train.objectives import Dpo
 from aloe.train.options import PreferenceOptions, TrainOptions
 from aloe.train.reference import Logps, read_logps, reference, write_logps
@@ -77,7 +77,7 @@ def train_dpo(
         with bad_batch_kept(chat, work):
             report = train(
                 engine, objective, part, options, meaning=meaning, machine=machine, seed=own, work=work / f"train-{number}", log=log,
-                label=f"{label} {number}/{chunks}", place=place,
+                label=f"{label} {number}/{chunks}", place=place, tokens_after=sum(num_tokens(p, options) for n, (p, _) in parts.items() if n > number),
             )  # fmt: skip
         reports.append({"tokens": report.tokens, "seconds": report.seconds, "watched": report.watched, "curve": report.curve})
         if number < chunks:

@@ -48,11 +48,12 @@ class Place(NamedTuple):
 
 def train(
     engine: Engine, objective: Objective, examples: TokenStore, options: TrainOptions, *,
-    meaning: Mapping[str, Any], machine: Machine, seed: int, work: Path, log: Log, label: str, place: Place | None = None,
+    meaning: Mapping[str, Any], machine: Machine, seed: int, work: Path, log: Log, label: str, place: Place | None = None, tokens_after: int = 0,
 ) -> TrainReport:  # fmt: skip
     """Train the engine's model. Continues from the checkpoint in `work`: bit for bit on as many ranks of the same machine and threads.
 
     `meaning` is what else decides the result (the starting weights, the objective's settings): a checkpoint of another training is refused.
+    `tokens_after` are those of later passes of the same stage, which the time left counts.
     """
     plan = plan_steps(examples, options, seed)
     before, steps = (place.before, place.steps) if place else (0, len(plan))
@@ -67,7 +68,7 @@ def train(
         engine.load(Saved(place.begin).read, before)
     watch = Watch(engine.model, options, machine)
     started = last_save = time.monotonic()
-    total = options.epochs * int(examples.lengths.sum())
+    total = num_tokens(examples, options)
     tokens, waiting = 0, total - sum(int(examples.lengths[batch].sum()) for batch in plan[:step])
     while step < len(plan):
         chosen = [examples[i] for i in plan[step]]
@@ -78,7 +79,7 @@ def train(
         read = sum(e.num_tokens for e in chosen)
         tokens, waiting = tokens + read, waiting - read
         now = time.monotonic()
-        left = (now - started) / tokens * waiting
+        left = (now - started) / tokens * (waiting + tokens_after)
         log.event(
             "progress", part=label, step=step, steps=len(plan), tokens_per_s=tokens / (now - started), left_s=left, **watch.numbers(), **curve[-1]
         )
@@ -90,6 +91,11 @@ def train(
     if place:
         save_checkpoint(place.end, engine.state() if engine.owner else {}, {"step": before + len(plan)})
     return TrainReport(len(plan), total, seconds + time.monotonic() - started, curve, watch.result())
+
+
+def num_tokens(examples: TokenStore, options: TrainOptions) -> int:
+    """Tokens that training reads, over all epochs."""
+    return options.epochs * int(examples.lengths.sum())
 
 
 def agreed_data(examples: TokenStore) -> str:
