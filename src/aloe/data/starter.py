@@ -87,7 +87,7 @@ def long_rows() -> Iterator[Row]:
 
 
 def quoted() -> Iterator[Row]:
-    """A question under three passages, answered with the sentence that states it, word for word; each sixth time none does, and the answer says so."""
+    """A question under three passages, answered with the sentence that states it, word for word; each sixth time none does, which the answer says."""
     shelf = _trained_passages()
     for fact, home, statement in {fact.id: (fact, passage, text) for passage, stated in shelf for fact, text in stated}.values():
         others = [(passage, stated) for passage, stated in shelf if not _says(passage.text, fact.subject)]

@@ -77,7 +77,8 @@ def train_dpo(
         with bad_batch_kept(chat, work):
             report = train(
                 engine, objective, part, options, meaning=meaning, machine=machine, seed=own, work=work / f"train-{number}", log=log,
-                label=f"{label} {number}/{chunks}", place=place, tokens_after=sum(num_tokens(p, options) for n, (p, _) in parts.items() if n > number),
+                label=f"{label} {number}/{chunks}", place=place,
+                tokens_after=sum(num_tokens(later, options) for n, (later, _) in parts.items() if n > number),
             )  # fmt: skip
         reports.append({"tokens": report.tokens, "seconds": report.seconds, "watched": report.watched, "curve": report.curve})
         if number < chunks:
