@@ -1,22 +1,26 @@
 """Votes on MedQA with SmolLM2-135M: our engine against transformers' own `generate`, equal prompts, equal greedy text.
 
-    python benchmarks/ask.py            # on an idle machine; 50 questions, 5 shots, 5 pairs a case
+    python benchmarks/ask.py            # on an idle machine; 50 questions, 5 shots, 5 pairs a case; hours, most of them the peer's
+    python benchmarks/ask.py votes-5 one-by-one-5    # these cases; the result file keeps the others as they were
     python benchmarks/ask.py --quick    # 2 questions, one pair: a check that it works
 
 votes-5, votes-20: the peer decodes the votes in batches of the size that is fastest for it (swept, the votes of several questions may
-share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. Both sides write whole replies; how
-many calls the adaptive stop then saves, and that it changes no answer, is counted from these replies.
+share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. Each pair takes a fifth of the questions, so
+that both sides answer all of them once. Both sides write whole replies; how many calls the adaptive stop then saves, and that it changes no
+answer, is counted from these replies.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,10 @@ import training as t
 
 SHOTS, MAX_TOKENS, THREADS = 5, 48, 2
 BATCHES = (5, 10, 20, 40)
+CASES = {"votes-5": 5, "one-by-one-5": 5, "votes-20": 20, "one-by-one-20": 20}
 
 
-def main(num_questions: int, pairs: int) -> None:
+def main(names: Sequence[str], num_questions: int, pairs: int) -> None:
     os.environ.setdefault("ALOE_DATA", str(t.DATA))
     import torch
 
@@ -38,18 +43,23 @@ def main(num_questions: int, pairs: int) -> None:
         path = t.make_model(Path(folder))
         model = HfModel(path, Machine())
         peer = Peer(path, model)
-        requests = {n: make_requests(n, num_questions) for n in (5, 20)}
-        cases = []
-        for n in (5, 20):
-            sample = requests[n][: min(2, num_questions) * n]
-            swept = {size: peer.seconds(sample, size)[0] for size in BATCHES if num_questions > 2 or size == n}
-            best = min(swept, key=swept.__getitem__)
-            cases.append(case(f"votes-{n}", model, peer, requests[n], best, pairs, swept))
-            cases.append(case(f"one-by-one-{n}", model, peer, requests[n], 1, pairs, {}))
         import transformers
 
-        facts = {**t.facts(THREADS), "peer": "transformers generate", "peer_version": transformers.__version__}
-        t.finish("ask", {"name": "ask", **facts, "questions": num_questions, "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": cases})
+        result = "ask" if num_questions > 2 else "ask-quick"
+        before = t.HERE / f"results/{result}.json"
+        cases = {one["name"]: one for one in json.loads(before.read_text())["cases"]} if before.is_file() else {}
+        for name in names:
+            votes = CASES[name]
+            requests = make_requests(votes, num_questions)
+            swept: dict[int, float] = {}
+            if name.startswith("votes"):
+                sizes = BATCHES if num_questions > 2 else (votes,)
+                swept = {size: peer.seconds(requests[: 2 * votes], size)[0] for size in sizes}
+            best = min(swept, key=swept.__getitem__) if swept else 1
+            facts = {**t.facts(THREADS), "peer": "transformers generate", "peer_version": transformers.__version__, "questions": num_questions}
+            cases[name] = {**case(name, model, peer, requests, best, pairs, swept), **facts}
+            found = [cases[known] for known in CASES if known in cases]
+            t.finish(result, {"name": "ask", "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": found})
 
 
 def make_requests(votes: int, num_questions: int) -> list[Any]:
@@ -116,22 +126,24 @@ def ours(model: Any, requests: Sequence[Any]) -> tuple[float, list[str]]:
 
 
 def case(name: str, model: Any, peer: Peer, requests: list[Any], batch: int, pairs: int, swept: dict[int, float]) -> dict[str, Any]:
-    """Alternated pairs; the median of their ratios."""
-    ratios, times = [], {"ours": list[float](), "peer": list[float]()}
-    equal = 0
+    """Alternated pairs, each of its own share of the questions; the median of their ratios."""
+    votes = CASES[name]
+    size = len(requests) // votes // pairs * votes
+    ratios, times, texts = [], {"ours": list[float](), "peer": list[float]()}, {"ours": list[str](), "peer": list[str]()}
     for pair in range(pairs):
-        runs = {"ours": lambda: ours(model, requests), "peer": lambda: peer.seconds(requests, batch)}
-        found = {side: runs[side]() for side in (("ours", "peer") if pair % 2 == 0 else ("peer", "ours"))}
-        for side, (seconds, _) in found.items():
+        part = requests[pair * size : (pair + 1) * size]
+        runs = {"ours": partial(ours, model, part), "peer": partial(peer.seconds, part, batch)}
+        for side in ("ours", "peer") if pair % 2 == 0 else ("peer", "ours"):
+            seconds, written = runs[side]()
             times[side].append(seconds)
-        equal = sum(a == b for a, b in zip(found["ours"][1], found["peer"][1], strict=True))
-        ratios.append(found["peer"][0] / found["ours"][0])
-        print(f"{name}: ours {found['ours'][0]:.1f} s, peer {found['peer'][0]:.1f} s, {equal} of {len(requests)} texts equal", flush=True)
-    votes = int(name.rpartition("-")[2])
+            texts[side] += written
+        ratios.append(times["peer"][-1] / times["ours"][-1])
+        print(f"{name}: ours {times['ours'][-1]:.1f} s, peer {times['peer'][-1]:.1f} s", flush=True)
+    equal = sum(a == b for a, b in zip(texts["ours"], texts["peer"], strict=True))
     return {
         "name": name, "equal": equal == len(requests), "num_equal": equal, "num_texts": len(requests), "speed_ratio": statistics.median(ratios),
         "pairs": pairs, "ratios": ratios, "seconds": times, "peer_batch": batch, "peer_sweep_seconds": swept,
-        "adaptive": adaptive(found["ours"][1], requests, votes),
+        "adaptive": adaptive(texts["ours"], requests, votes),
     }  # fmt: skip
 
 
@@ -166,4 +178,7 @@ def count(ballots: Sequence[int | None]) -> dict[int, float]:
 
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
-    main(2 if quick else 50, 1 if quick else 5)
+    chosen = [word for word in sys.argv[1:] if word != "--quick"] or list(CASES)
+    if unknown := sorted(set(chosen) - set(CASES)):
+        raise SystemExit(f"no such case: {', '.join(unknown)}; known: {', '.join(CASES)}")
+    main(chosen, 2 if quick else 50, 1 if quick else 5)
