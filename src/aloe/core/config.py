@@ -343,7 +343,7 @@ def _meaning(model: type[BaseModel], name: str) -> str:
             assert isinstance(definition, ast.ClassDef)
             for field, text in pairwise(definition.body):
                 if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name and isinstance(text, ast.Expr):
-                    return inspect.cleandoc(ast.literal_eval(text.value))
+                    return inspect.cleandoc(text.value.value) if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str) else ""
     return ""
 
 
