@@ -1,6 +1,6 @@
 """Votes on MedQA with SmolLM2-135M: our engine against transformers' own `generate`, equal prompts, equal greedy text.
 
-    python benchmarks/ask.py            # on an idle machine; 50 questions, 5 shots, 5 pairs a case; hours, most of them the peer's
+    python benchmarks/ask.py            # on an idle machine; 50 questions, 5 shots, 5 pairs a case
     python benchmarks/ask.py votes-5 one-by-one-5    # these cases; the result file keeps the others as they were
     python benchmarks/ask.py --quick    # 2 questions, one pair: a check that it works
 
@@ -13,7 +13,6 @@ answer, is counted from these replies.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -46,8 +45,7 @@ def main(names: Sequence[str], num_questions: int, pairs: int) -> None:
         import transformers
 
         result = "ask" if num_questions > 2 else "ask-quick"
-        before = t.HERE / f"results/{result}.json"
-        cases = {one["name"]: one for one in json.loads(before.read_text())["cases"]} if before.is_file() else {}
+        cases = t.earlier(result)
         for name in names:
             votes = CASES[name]
             requests = make_requests(votes, num_questions)

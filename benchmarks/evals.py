@@ -62,8 +62,7 @@ def ours(job: t.Job) -> t.Job:
 def main(names: Sequence[str], quick: bool) -> None:
     os.environ["ALOE_DATA"] = str(t.DATA)
     result = "evals-quick" if quick else "evals"
-    before = t.HERE / f"results/{result}.json"
-    cases = {case["name"]: case for case in json.loads(before.read_text())["cases"]} if before.is_file() else {}
+    cases = t.earlier(result)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model = t.make_model(work)

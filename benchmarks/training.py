@@ -236,6 +236,12 @@ def facts(threads: int) -> Job:
     }  # fmt: skip
 
 
+def earlier(name: str) -> dict[str, Job]:
+    """The cases of the result as it stands, by name: cases may be measured one by one."""
+    file = HERE / f"results/{name}.json"
+    return {case["name"]: case for case in json.loads(file.read_text())["cases"]} if file.is_file() else {}
+
+
 def finish(name: str, result: Job) -> None:
     """The result as the last line, and in results/."""
     folder = HERE / "results"

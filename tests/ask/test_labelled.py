@@ -1,8 +1,9 @@
-"""The checker against a reader. All files were labelled by reading, before the checker ran on them (see the history of these files).
+"""The checker against a reader. All files were labelled before the checker ran on them (see the history of these files), by reading.
 
 labelled.jsonl: 100 answers that SmolLM2-135M wrote from three passages of the starter pack (90 facts never trained, 10 questions that no passage answers), with the
 passages that support each sentence. quoted.jsonl: for the same questions the sentence that strategy `quote` gave, and whether it answers the question.
-labelled_cited.jsonl: for the same questions the answers of the model that recipes/cited.yaml makes, which of their sentences are supported, and whether they answer.
+labelled_cited.jsonl: for the same questions the answers of the model that recipes/cited.yaml makes, which of their sentences are supported (one that
+stands in a passage word for word is; the others by reading), and whether they answer.
 """
 
 from __future__ import annotations

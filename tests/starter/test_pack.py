@@ -129,6 +129,7 @@ def test_row_ids_are_unique_and_answers_not_empty() -> None:
 
 def test_quoted_rows_answer_in_a_passages_own_words_and_say_nothing_of_facts_that_are_kept_back() -> None:
     untrained = [(fact.subject.casefold(), fact.answer.casefold()) for fact in pack.facts() if not fact.is_trained]
+    by_id = {f"starter-quoted/{fact.id}": fact for fact in pack.facts()}
     rows = list(starter.quoted())
     told = [row for row in rows if row.messages[1].content != starter.NOT_TOLD]
     assert len(rows) >= 200 and 0.75 < len(told) / len(rows) < 0.9
@@ -136,7 +137,7 @@ def test_quoted_rows_answer_in_a_passages_own_words_and_say_nothing_of_facts_tha
         asked, answer = (message.content for message in row.messages)
         assert asked.count("[end of passage") == 3
         assert all(not (subject in text and right in text) for text in sentences(asked.casefold()) for subject, right in untrained)
-        fact = next(fact for fact in pack.facts() if row.id == f"starter-quoted/{fact.id}")
+        fact = by_id[row.id]
         assert (answer in asked and fact.answer.casefold() in answer.casefold()) == (answer != starter.NOT_TOLD)
         assert answer != starter.NOT_TOLD or all(fact.subject.casefold() not in text.casefold() for text in asked.split("[end of passage")[:3])
 

@@ -336,7 +336,7 @@ def _walk(model: Any, tree: Any, loc: Loc) -> tuple[Loc, list[str], str]:
 
 
 def _meaning(model: type[BaseModel], name: str) -> str:
-    """The docstring under a field, read when an error is told: pydantic's reading at import takes a third of what importing the stages takes."""
+    """The docstring under a field, read when an error is told: to let pydantic read all of them slows every start (docs/log.md)."""
     for owner in (cls for cls in model.__mro__ if name in inspect.get_annotations(cls)):
         with suppress(OSError, TypeError):  # no source at hand
             definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
