@@ -157,12 +157,19 @@ def read_tuned(path: Path) -> Tuned:
         raise RecipeError(f"not a file of aloe tune-strategy: {error.errors()[0]['msg']}", where=str(path), do="make it anew") from None
 
 
-def _final_model(nodes: Sequence[Node]) -> str:
-    finished = [n for n in nodes if n.done and n.stage.makes in ("model", "report")]
-    if not finished:
+def final(nodes: Sequence[Node]) -> tuple[Node, list[str]]:
+    """The last model that the run made, and the stages of later ones that it did not make. ArtifactError where there is none."""
+    models = [node for node in nodes if node.stage.makes in ("model", "report")]
+    made = [at for at, node in enumerate(models) if node.done]
+    if not made:
         raise ArtifactError("no model has been made yet", where="the last run", do="finish `aloe run`, or give --model hf:PATH")
-    open_artifact(finished[-1].path)
-    return f"hf:{finished[-1].path / 'model' if finished[-1].stage.makes == 'report' else finished[-1].path}"
+    return models[made[-1]], [node.name for node in models[made[-1] + 1 :]]
+
+
+def _final_model(nodes: Sequence[Node]) -> str:
+    node, _ = final(nodes)
+    open_artifact(node.path)
+    return f"hf:{node.path / 'model' if node.stage.makes == 'report' else node.path}"
 
 
 def _shelf(nodes: Sequence[Node], how: How) -> tuple[Index | None, Encode | None]:

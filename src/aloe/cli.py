@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from aloe import cli_ask
-from aloe.cli_common import DEFAULT_RUNS, On, Runs, last_nodes
+from aloe.cli_common import DEFAULT_RUNS, On, Runs, last_nodes, made_nodes
 from aloe.core.errors import AloeError
 from aloe.preview import app as data_app
 from aloe.retrieve.command import app as index_app
@@ -205,7 +205,7 @@ def show(
     Dropped rows: aloe show corpus --dropped --step exact --source medmcqa"""
     from aloe.show import show_drops, show_stage
 
-    nodes = last_nodes(runs, None, [])
+    nodes = made_nodes(runs)
     _known(stage, {node.name: node for node in nodes})
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for line in show_drops(nodes, stage, step, source, n) if dropped else show_stage(nodes, stage, row, colour=colour):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from aloe.cli_common import DEFAULT_RUNS, On, Runs, last_nodes, machine_of
+from aloe.cli_common import DEFAULT_RUNS, On, Runs, machine_of, made_nodes
 
 app = typer.Typer()
 
@@ -103,7 +103,7 @@ def ask(
         strategy=strategy, options=tuple(option or ()), k=passages, library=library, max_tokens=max_tokens, examples=examples, tuned=tuned,
         explain=explain, budget=Budget(calls=calls, tokens=tokens),
     )  # fmt: skip
-    for line in answer(question, last_nodes(runs, None, []) if model is None else [], model, machine_of(on), runs, how):
+    for line in answer(question, _made(runs, model), model, machine_of(on), runs, how):
         print(line)
     _notice(runs)
 
@@ -119,7 +119,7 @@ def chat(
     from aloe.talk import chat as talk
 
     how = How(strategy=strategy, k=passages, library=library, max_tokens=max_tokens)
-    at = desk(last_nodes(runs, None, []) if model is None else [], model, machine_of(on), runs, how)
+    at = desk(_made(runs, model), model, machine_of(on), runs, how)
     print(f"{NOTICE}\n", file=sys.stderr)
     talk(Talk(at, how), lambda: input("> "), lambda text: print(text, end="", flush=True))
 
@@ -146,9 +146,22 @@ def tune_strategy(
     wish = Wish(task=task, strategies=tuple(strategy or ()), loss=loss, n=n, num_calibration=calibrate, error_rate=error_rate)
     budget = Budget(calls=calls, tokens=tokens, price_read=price_read, price_written=price_written)
     how = How(k=passages, library=library, max_tokens=max_tokens, examples=examples, budget=budget)
-    at = desk(last_nodes(runs, None, []) if model is None else [], model, machine_of(on), runs, how)
+    at = desk(_made(runs, model), model, machine_of(on), runs, how)
     for line in tune(wish, at, how, out):
         print(line, flush=True)
+
+
+def _made(runs: Path, model: str | None) -> list[Any]:
+    """The stages of the last run, where no other model is named; says which model answers where a later one has not been made."""
+    from aloe.answer import final
+
+    if model is not None:
+        return []
+    nodes = made_nodes(runs)
+    node, missing = final(nodes)
+    if missing:
+        print(f"note: the last run has not made {', '.join(missing)}; the model of {node.name} answers ({node.path})", file=sys.stderr)
+    return nodes
 
 
 def _notice(runs: Path) -> None:

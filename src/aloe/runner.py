@@ -201,7 +201,7 @@ def run(
             if node.done:
                 check(Artifact(node.path, read_manifest(node.path)), memo)
         if record is not None:
-            write_text(runs / ".last.json", json.dumps(record))
+            write_text(runs / ".last.json", json.dumps({**record, "stages": {node.name: node.path.name for node in nodes}}))
         memo.save()
         log.event("plan", minutes={n.name: 0.0 if n.done else round(costs[n.name].minutes, 2) for n in nodes})
         if host and (others_come or any(node.stage.trains and not node.done for node in nodes)):

@@ -195,6 +195,20 @@ def test_ask_answers_and_says_once_what_it_is_not_for(copied_runs: Path) -> None
     assert again.stdout == first.stdout and "not for clinical practice" not in again.stderr
 
 
+def test_ask_takes_what_the_last_run_made_though_the_recipe_changed_since_and_names_an_earlier_model(copied_runs: Path) -> None:
+    assert aloe("run", str(TINY), "--runs", str(copied_runs)).returncode == 0
+    words = ["ask", "What colour is the pill zorax ?", "--runs", str(copied_runs), "--max-tokens", "8"]
+    before = aloe(*words)
+    last = json.loads((copied_runs / ".last.json").read_text())
+    (copied_runs / ".last.json").write_text(json.dumps({**last, "overrides": ["sft-medical.train.lr=0.0123"]}))
+    changed = aloe(*words)
+    assert changed.stdout == before.stdout and "note:" not in changed.stderr
+    for name in ("report", "safe"):
+        (copied_runs / last["stages"][name] / "manifest.json").unlink()
+    earlier = aloe(*words)
+    assert earlier.returncode == 0 and "has not made safe, report; the model of general answers" in earlier.stderr, earlier.stderr
+
+
 def test_doctor_finds_nothing_wrong_here() -> None:
     done = aloe("doctor")
     assert done.returncode == 0, done.stdout
