@@ -5,8 +5,9 @@
     python benchmarks/evals.py option-text letters-0shot    # these cases; the result file keeps the others as they were
 
 Three cases: MMLU medical with five examples (30 questions of each of the six subjects), the options' texts of MedQA, and its letters without
-examples. Both sides compute in fp32 from the questions' files to predictions, with the model loaded before; lm-eval at the best of its batch
-sizes, found on a part of the questions. Runs alternate, each in a fresh process. `python evals.py JOB.json` is our side of a run.
+examples. Both sides compute in fp32 from the questions' files to predictions, with the model loaded before from one folder, whose weights are
+stored in bf16 as SmolLM2's are published; lm-eval at the best of its batch sizes, found on a part of the questions. Runs alternate, each in a
+fresh process. `python evals.py JOB.json` is our side of a run.
 """
 
 from __future__ import annotations
@@ -65,10 +66,20 @@ def main(names: Sequence[str], quick: bool) -> None:
     cases = t.earlier(result)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model = t.make_model(work)
+        model = as_published(t.make_model(work))
         for name in names:
             cases[name] = {**case(name, model, work, quick), **facts()}
             t.finish(result, {"name": "evals", "cases": [cases[known] for known in CASES if known in cases]})
+
+
+def as_published(folder: Path) -> Path:
+    """The folder with its weights in bf16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    save_file({name: weight.to(torch.bfloat16) for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    return folder
 
 
 def case(name: str, model: Path, work: Path, quick: bool) -> t.Job:
@@ -100,7 +111,7 @@ def case(name: str, model: Path, work: Path, quick: bool) -> t.Job:
     return {
         "name": name, "equal": same and worst < TOLERANCE, "largest_difference": worst, "speed_ratio": statistics.median(ratios),
         "speed_ratio_range": [min(ratios), max(ratios)], "memory_ratio": statistics.median(memory), "pairs": pairs, "dtype": "fp32",
-        "questions": n * len(tasks), "peer_batch": best, "sweep": swept,
+        "weights": "bf16", "questions": n * len(tasks), "peer_batch": best, "sweep": swept,
         **{
             side: {
                 "seconds": statistics.median(r[which]["seconds"] for r in runs), "VmHWM": max(r[which]["VmHWM"] for r in runs),

@@ -19,6 +19,7 @@ from aloe.models.load import load_model, load_tokenizer
 from aloe.models.model import Delta, Generate, Reply, Request, Score
 from aloe.models.prefixes import Prefixes
 from aloe.models.scoring import Item, Scored, score
+from aloe.models.stored import open_fp32
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -56,7 +57,8 @@ class HfModel:
 
     def __init__(self, path: Path, machine: Machine, dtype: str = "fp32") -> None:
         self.tokenizer = load_tokenizer(path)
-        self.model: Any = load_model(path, DTYPES[dtype]).eval()
+        self.model: Any
+        self.model, self._widen = open_fp32(path) if dtype == "fp32" else (load_model(path, DTYPES[dtype]).eval(), lambda: None)
         self.chat = load_chat(path, self.tokenizer)
         self.name, self.machine = path.name, machine
         self.stop_ids = self.chat.stop_ids()
@@ -106,6 +108,7 @@ class HfModel:
 
     def _decode(self, rows: list[Row]) -> Iterator[Row]:
         """Each row after each of its tokens; `finish` is set with the last one."""
+        self._widen()
         most = Most(self.machine.generate_batch, self.machine.generate_tokens, self.machine.score_batch_tokens)
         decoding = Decoding(self.model, self.prefixes, self.stop_ids, rows, most)
         try:

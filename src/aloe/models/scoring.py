@@ -23,6 +23,9 @@ TILE = 64
 HEAD_ROWS = 64
 """Positions whose logits exist at a time: 13 MB with SmolLM2's vocabulary of 49,152."""
 
+HEAD_BLOCK = 4096
+"""Rows of a stored output matrix that are widened at a time: 9 MB of SmolLM2's."""
+
 
 class Item(NamedTuple):
     """Options, each of at least one token, to score after a prompt of at least one token."""
@@ -158,13 +161,23 @@ def _token_logps(hidden_NH: torch.Tensor, head_VH: torch.Tensor, picks: Sequence
     by_chunk = sorted(range(len(picks)), key=lambda i: picks[i][0] // HEAD_ROWS)
     for chunk, members in groupby(by_chunk, key=lambda i: picks[i][0] // HEAD_ROWS):
         start, mine = chunk * HEAD_ROWS, list(members)
-        logits_NV = (hidden_NH[start : start + HEAD_ROWS] @ head_VH.T).float()
+        logits_NV = _logits(hidden_NH[start : start + HEAD_ROWS], head_VH)
         rows = torch.tensor([picks[i][0] - start for i in mine])
         chosen = logits_NV[rows, torch.tensor([picks[i][1] for i in mine])]
         logps, best = chosen - logits_NV.logsumexp(1)[rows], chosen == logits_NV.amax(1)[rows]
         for i, *pair in zip(mine, logps.tolist(), best.tolist(), strict=True):
             found[i] = (pair[0], pair[1])
     return found
+
+
+def _logits(hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> torch.Tensor:
+    """[N, V] in float32; an output matrix that is narrower than the hidden states is widened a block at a time."""
+    if head_VH.dtype == hidden_NH.dtype:
+        return (hidden_NH @ head_VH.T).float()
+    logits_NV = hidden_NH.new_empty(len(hidden_NH), len(head_VH))
+    for at in range(0, len(head_VH), HEAD_BLOCK):
+        logits_NV[:, at : at + HEAD_BLOCK] = hidden_NH @ head_VH[at : at + HEAD_BLOCK].to(hidden_NH.dtype).T
+    return logits_NV
 
 
 class _Tree(NamedTuple):

@@ -17,9 +17,9 @@ import torch
 from aloe.core.config import Machine
 from aloe.core.errors import ModelError
 from aloe.memory import keep_freed_pages
+from aloe.models.layer_copy import LayerCopy, known_layers
 from aloe.models.load import cast
 from aloe.train import ranks
-from aloe.train.layer_copy import LayerCopy, known_layers
 from aloe.train.options import TrainOptions, check_engine
 
 T = TypeVar("T")
@@ -210,7 +210,7 @@ class OneProcess(TorchEngine):
             for master, compute in zip(masters, self._compute, strict=True):
                 compute.register_post_accumulate_grad_hook(partial(_take_gradient, master))  # type: ignore[no-untyped-call]
             layers = known_layers(model) if machine.gradient_checkpointing else []
-            self._layers = LayerCopy(layers, dict(zip(self._compute, masters, strict=True)))
+            self._layers = LayerCopy(layers, dict(zip(self._compute, masters, strict=True)), torch.bfloat16)
         self._open(model, masters, options)
 
     @contextmanager

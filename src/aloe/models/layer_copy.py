@@ -1,9 +1,9 @@
 """The weights to compute with, of one layer at a time.
 
-Where layers are computed again in the backward pass, no two layers' weights are in use at once: a layer's forward pass has ended before the
-next begins, and it is computed again just before its own backward pass. So all layers can share the memory of one bf16 copy, filled from the
-fp32 masters each time a layer begins, as a sharded engine gathers it. Of SmolLM2-135M that is 7 MB instead of 212, of Llama 3.1 8B 0.4 GB
-instead of 14.
+Where no two layers' weights are in use at once, all layers can share the memory of one copy in the compute dtype, filled each time a layer
+begins, as a sharded engine gathers it. In training this needs gradient checkpointing: a layer is computed again just before its own
+backward pass, and its bf16 weights are copied from the fp32 masters (7 MB of SmolLM2-135M instead of 212, 0.4 GB of Llama 3.1 8B instead of
+14). Scoring in fp32 copies from the 16-bit weights as they are stored (`stored.py`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ ALIGNED = 64
 
 
 class LayerCopy:
-    """One piece of memory for the compute weights of `layers`. `masters`: compute parameter -> its fp32 master of the same shape."""
+    """One piece of memory for the weights of `layers` in `dtype`. `masters`: parameter -> what it is filled from, of the same shape."""
 
-    def __init__(self, layers: Iterable[Any], masters: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    def __init__(self, layers: Iterable[Any], masters: Mapping[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> None:
         trained = {layer: found for layer in layers if (found := [p for p in layer.parameters() if p in masters])}
         largest = max((sum(_room(p) for p in of_layer) for of_layer in trained.values()), default=0)
-        example = next(iter(masters))
-        room = torch.empty(largest, dtype=example.dtype, device=example.device)
+        room = torch.empty(largest, dtype=dtype, device=next(iter(masters)).device)
         self._filled: Any = None
+        self.hooks: list[Any] = []
+        """What fills; removed, the layers keep what is in the copy."""
         self.shared = {p for of_layer in trained.values() for p in of_layer}
         """Parameters whose values are those of a master only while their layer is computed."""
         for layer, of_layer in trained.items():
@@ -38,9 +39,9 @@ class LayerCopy:
                 p.data = room[at : at + p.numel()].view_as(p)
                 at += _room(p)
             fill = partial(self._fill, layer, [p.data for p in of_layer], [masters[p].detach() for p in of_layer])
-            layer.register_forward_pre_hook(lambda *_, fill=fill: fill())
-            # The backward pass calls the layer's `forward` without its hooks.
-            layer._gradient_checkpointing_func = partial(_checkpointed, layer._gradient_checkpointing_func, fill)
+            self.hooks.append(layer.register_forward_pre_hook(lambda *_, fill=fill: fill()))
+            if layer.gradient_checkpointing:  # the backward pass calls the layer's `forward` without its hooks
+                layer._gradient_checkpointing_func = partial(_checkpointed, layer._gradient_checkpointing_func, fill)
 
     def forget(self) -> None:
         """The masters have changed."""
