@@ -5,9 +5,10 @@
     python benchmarks/ask.py --quick    # 2 questions, one pair: a check that it works
 
 votes-5, votes-20: the peer decodes the votes in batches of the size that is fastest for it (swept, the votes of several questions may
-share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. Each pair takes a fifth of the questions, so
-that both sides answer all of them once. Both sides write whole replies; how many calls the adaptive stop then saves, and that it changes no
-answer, is counted from these replies.
+share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. A question's shots are its nearest, as in
+Medprompt, so that only its own votes begin alike: of what five votes read, at best four fifths can be saved. In the cases -same-shots all
+questions have the same five, as in few-shot prompting. Each pair takes a fifth of the questions, so that both sides answer all of them once. Both sides write whole
+replies; how many calls the adaptive stop then saves, and that it changes no answer, is counted from these replies.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ import training as t
 
 SHOTS, MAX_TOKENS, THREADS = 5, 48, 2
 BATCHES = (5, 10, 20, 40)
-CASES = {"votes-5": 5, "one-by-one-5": 5, "votes-20": 20, "one-by-one-20": 20}
+CASES = {
+    # case -> votes, whether each question has shots of its own
+    "votes-5": (5, True), "votes-20": (20, True), "one-by-one-5": (5, True), "one-by-one-20": (20, True),
+    "one-by-one-5-same-shots": (5, False), "one-by-one-20-same-shots": (20, False),
+}  # fmt: skip
 
 
 def main(names: Sequence[str], num_questions: int, pairs: int) -> None:
@@ -47,8 +52,8 @@ def main(names: Sequence[str], num_questions: int, pairs: int) -> None:
         result = "ask" if num_questions > 2 else "ask-quick"
         cases = t.earlier(result)
         for name in names:
-            votes = CASES[name]
-            requests = make_requests(votes, num_questions)
+            votes, nearest = CASES[name]
+            requests = make_requests(votes, num_questions, nearest)
             swept: dict[int, float] = {}
             if name.startswith("votes"):
                 sizes = BATCHES if num_questions > 2 else (votes,)
@@ -60,8 +65,8 @@ def main(names: Sequence[str], num_questions: int, pairs: int) -> None:
             t.finish(result, {"name": "ask", "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": found})
 
 
-def make_requests(votes: int, num_questions: int) -> list[Any]:
-    """The members of each question's vote, question by question: rotated options after its five nearest solved questions."""
+def make_requests(votes: int, num_questions: int, nearest: bool) -> list[Any]:
+    """The members of each question's vote, question by question: rotated options after five solved questions, its nearest or the first."""
     from aloe.ask import prompts
     from aloe.ask.memory import Memory, passages
     from aloe.ask.vote import orders
@@ -75,7 +80,7 @@ def make_requests(votes: int, num_questions: int) -> list[Any]:
     memory = Memory(examples, nearest_by("hashing")(passages(examples)))
     requests = []
     for question in sample(open_task("medqa").questions(), num_questions, 1, "medqa"):
-        shots = memory.nearest(question, SHOTS)
+        shots = memory.nearest(question, SHOTS) if nearest else examples[:SHOTS]
         for order in orders(len(question.options), votes):
             turned = question.model_copy(update={"options": tuple(question.options[i] for i in order)})
             messages = prompts.multiple_choice(turned, (), shots)
@@ -125,7 +130,7 @@ def ours(model: Any, requests: Sequence[Any]) -> tuple[float, list[str]]:
 
 def case(name: str, model: Any, peer: Peer, requests: list[Any], batch: int, pairs: int, swept: dict[int, float]) -> dict[str, Any]:
     """Alternated pairs, each of its own share of the questions; the median of their ratios."""
-    votes = CASES[name]
+    votes, _ = CASES[name]
     size = len(requests) // votes // pairs * votes
     ratios, times, texts = [], {"ours": list[float](), "peer": list[float]()}, {"ours": list[str](), "peer": list[str]()}
     for pair in range(pairs):
