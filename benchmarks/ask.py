@@ -7,8 +7,8 @@
 votes-5, votes-20: the peer decodes the votes in batches of the size that is fastest for it (swept, the votes of several questions may
 share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. A question's shots are its nearest, as in
 Medprompt, so that only its own votes begin alike: of what five votes read, at best four fifths can be saved. In the cases -same-shots all
-questions have the same five, as in few-shot prompting. Each pair takes a fifth of the questions, so that both sides answer all of them once. Both sides write whole
-replies; how many calls the adaptive stop then saves, and that it changes no answer, is counted from these replies.
+questions have the same five, as in few-shot prompting. Each pair takes a fifth of the questions, so that both sides answer all of them once.
+Both sides write whole replies; how many calls the adaptive stop then saves, and that it changes no answer, is counted from these replies.
 """
 
 from __future__ import annotations
