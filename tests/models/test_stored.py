@@ -63,8 +63,12 @@ def test_layers_share_the_memory_of_one_and_what_is_stored_stays_mapped(sharp_fo
     assert weight_bytes(model) >= before + (len(layers) - 1) * sum(p.nbytes for p in layers[0].parameters())
 
 
-def test_files_of_two_types_and_the_dtype_bf16_are_opened_as_before(sharp_folder: Path, tmp_path: Path) -> None:
-    opened = HfModel(stored(sharp_folder, tmp_path / "mixed", torch.bfloat16, least_dims=2), Machine())
-    assert {p.dtype for p in opened.model.parameters()} == {torch.float32}
-    rounded = HfModel(stored(sharp_folder, tmp_path / "narrow", torch.bfloat16), Machine(), "bf16")
-    assert {p.dtype for p in rounded.model.parameters()} == {torch.bfloat16}
+def test_other_files_layers_and_dtypes_are_opened_whole(sharp_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dtypes(folder: Path, *dtype: str) -> set[Any]:
+        return {p.dtype for p in HfModel(folder, Machine(), *dtype).model.parameters()}
+
+    narrow = stored(sharp_folder, tmp_path / "narrow", torch.bfloat16)
+    assert dtypes(stored(sharp_folder, tmp_path / "mixed", torch.bfloat16, least_dims=2)) == {torch.float32}
+    assert dtypes(narrow, "bf16") == {torch.bfloat16}
+    monkeypatch.setattr("aloe.models.stored.known_layers", lambda _: [])
+    assert dtypes(narrow) == {torch.float32}

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from aloe.models.folder import is_adapter
 from aloe.models.layer_copy import LayerCopy, known_layers
-from aloe.models.load import cast, load_model, readable
+from aloe.models.load import load_model, readable
 
 NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 """Types, by their names in safetensors files, all of whose numbers fp32 has too."""
@@ -24,11 +24,11 @@ NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 def open_fp32(folder: Path) -> tuple[Any, Callable[[], None]]:
     """The model, which computes in fp32, and what to call before it writes; until then some of its weights may be narrower."""
-    stored = _stored_dtype(folder)
-    model = load_model(folder, stored or torch.float32).eval()
-    if stored is None or not known_layers(model):
-        return cast(model, torch.float32), lambda: None
-    return model, _keep(model)
+    if stored := _stored_dtype(folder):
+        model = load_model(folder, stored).eval()
+        if known_layers(model):
+            return model, _keep(model)
+    return load_model(folder, torch.float32).eval(), lambda: None
 
 
 def _stored_dtype(folder: Path) -> torch.dtype | None:
