@@ -34,8 +34,9 @@ def last_nodes(runs: Path, recipe: Path | None, overrides: list[str]) -> list[An
 
 def made_nodes(runs: Path) -> list[Any]:
     """The stages of the last run where that run left them: what it made counts, though the recipe, a file or aloe itself has changed since."""
-    made = _last_run(runs).get("stages", {})
-    return [dataclasses.replace(node, path=runs / made.get(node.name, node.path.name)) for node in last_nodes(runs, None, [])]
+    last = _last_run(runs)
+    nodes, made = last_nodes(runs, Path(last["recipe"]), last["overrides"]), last.get("stages", {})
+    return [dataclasses.replace(node, path=runs / made.get(node.name, node.path.name)) for node in nodes]
 
 
 def _last_run(runs: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_whole_model_in_fp32(sharp_folder: Path, tmp_pat
     assert replies(model, SCORES) == expected and replies(model, WRITTEN)[0].text == written[0].text
 
 
-def test_layers_share_the_memory_of_one_and_what_is_stored_stays_mapped(sharp_folder: Path, tmp_path: Path) -> None:
+def test_layers_share_the_memory_of_one_and_the_embedding_stays_narrow(sharp_folder: Path, tmp_path: Path) -> None:
     model = HfModel(stored(sharp_folder, tmp_path / "narrow", torch.bfloat16), Machine())
     layers, embedding = model.model.base_model.layers, model.model.get_input_embeddings().weight
     assert len(layers) > 1

@@ -25,15 +25,15 @@ class LayerCopy:
     """One piece of memory for the weights of `layers` in `dtype`. `masters`: parameter -> what it is filled from, of the same shape."""
 
     def __init__(self, layers: Iterable[Any], masters: Mapping[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> None:
-        trained = {layer: found for layer in layers if (found := [p for p in layer.parameters() if p in masters])}
-        largest = max((sum(_room(p) for p in of_layer) for of_layer in trained.values()), default=0)
+        copied = {layer: found for layer in layers if (found := [p for p in layer.parameters() if p in masters])}
+        largest = max((sum(_room(p) for p in of_layer) for of_layer in copied.values()), default=0)
         room = torch.empty(largest, dtype=dtype, device=next(iter(masters)).device)
         self._filled: Any = None
         self.hooks: list[Any] = []
         """What fills; removed, the layers keep what is in the copy."""
-        self.shared = {p for of_layer in trained.values() for p in of_layer}
+        self.shared = {p for of_layer in copied.values() for p in of_layer}
         """Parameters whose values are those of a master only while their layer is computed."""
-        for layer, of_layer in trained.items():
+        for layer, of_layer in copied.items():
             at = 0
             for p in of_layer:
                 p.data = room[at : at + p.numel()].view_as(p)

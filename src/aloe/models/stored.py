@@ -1,8 +1,8 @@
 """A model that scores in fp32 with its weights as they are stored.
 
 Published weights have 16 bits, and need not be fp32 all at once: a layer's are widened while it computes (`layer_copy`), the output
-matrix a block at a time (`scoring`). These are the numbers of the whole model in fp32, in half its memory, for a few hundredths of a batch's
-time. Writing replies computes few tokens at a time, and would pay for the whole model with each: it is made fp32 for good before.
+matrix a block at a time (`scoring`). These are the numbers of the whole model in fp32, in half its memory; what it costs in time is in
+docs/log.md. Writing replies computes few tokens at a time, and would pay for the whole model with each: it is made fp32 for good before.
 """
 
 from __future__ import annotations
