@@ -178,41 +178,78 @@ def rate(answer: Job, amounts: Sequence[float]) -> float:
 
 
 def faster_dtype(trl: Job, amounts: Sequence[float], work: Path, say: Callable[[str], None]) -> str:
-    """The dtype in which TRL is faster on this processor: both sides are timed in it."""
+    """The dtype in which TRL is faster on this processor: both sides run in it. Without bf16 units bf16 takes hours, and is not tried."""
+    import torch
+
+    from aloe.train.flops import gemm_rate
+
+    fp32, bf16 = (gemm_rate((((576, 1536), 1),), 1024, dtype, torch.device("cpu"), trl["threads"]) / 1e9 for dtype in (torch.float32, torch.bfloat16))
+    if bf16 < fp32 / 2:
+        say(f"TRL in fp32: matrix products run at {bf16:.1f} GFLOP/s in bf16, at {fp32:.0f} in fp32")
+        return "fp32"
     rates = {dtype: rate(run("trl", {**trl, "dtype": dtype}, work), amounts) for dtype in ("fp32", "bf16")}
     say(", ".join(f"TRL in {dtype}: {found:.2f}/s" for dtype, found in rates.items()))
     return max(rates, key=rates.__getitem__)
 
 
-def losses_differ(one: Job, other: Job) -> float:
+def sweep(trl: Job, settings: Sequence[Job], amounts: Sequence[float], work: Path, say: Callable[[str], None]) -> list[Job]:
+    """TRL once in each setting: speed, memory, and the loss of every step."""
+    swept = []
+    for setting in settings:
+        swept.append({**setting, **numbers(run("trl", {**trl, **setting}, work), amounts)})
+        say(f"TRL {setting}: {swept[-1]['per_second']:.3f}/s, VmHWM {swept[-1]['VmHWM'] / 1e9:.2f} GB")
+    return swept
+
+
+def numbers(answer: Job, amounts: Sequence[float]) -> Job:
+    """Speed, memory and losses of one run."""
+    losses = [step["loss"] for step in answer["steps"]]
+    return {"per_second": rate(answer, amounts), "VmHWM": answer["VmHWM"], "RssAnon": answer["RssAnon"], "losses": losses}
+
+
+def losses_differ(one: Sequence[float], other: Sequence[float]) -> float:
     """Largest relative difference of the steps' losses."""
-    return max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(one["steps"], other["steps"], strict=True))
+    return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
+
+
+def equal(difference: float, dtype: str) -> bool:
+    """Whether losses that differ by so much are of the same computation: bf16 rounds at different places on the two sides."""
+    return difference < (1e-5 if dtype == "fp32" else 5e-3)
+
+
+def once(ours_job: Job, best: Job, amounts: Sequence[float], work: Path) -> Job:
+    """Our side beside what the sweep found of the peer's fastest setting, for what needs no pairs."""
+    mine = numbers(run("ours", ours_job, work), amounts)
+    difference = losses_differ(mine["losses"], best["losses"])
+    same = equal(difference, ours_job["dtype"])
+    return {"equal": same, "dtype": ours_job["dtype"], "largest_loss_difference": difference, "ours": mine, "trl": best}
 
 
 def compare(ours_job: Job, trl_job: Job, amounts: Sequence[float], pairs: int, work: Path, say: Callable[[str], None]) -> Job:
     """Alternated runs; the ratio of each pair, their median and range. Equal: in fp32, whatever dtype is timed."""
-    exact = losses_differ(*(run(side, {**job, "dtype": "fp32"}, work) for side, job in (("ours", ours_job), ("trl", trl_job))))
-    runs = []
+    jobs = {"ours": ours_job, "trl": trl_job}
+    exact = losses_differ(*(numbers(run(side, {**job, "dtype": "fp32"}, work), amounts)["losses"] for side, job in jobs.items()))
+    runs, gemm = [], []
     for number in range(pairs):
-        sides = {side: run(side, job, work) for side, job in (("ours", ours_job), ("trl", trl_job))}
+        answers = {side: run(side, job, work) for side, job in jobs.items()}
+        sides = {side: numbers(answer, amounts) for side, answer in answers.items()}
         runs.append(sides)
-        ratio = rate(sides["ours"], amounts) / rate(sides["trl"], amounts)
-        say(f"pair {number + 1}: ours {rate(sides['ours'], amounts):.2f}/s, TRL {rate(sides['trl'], amounts):.2f}/s, ratio {ratio:.2f}")
-    ratios = [rate(r["ours"], amounts) / rate(r["trl"], amounts) for r in runs]
-    difference = max(losses_differ(r["ours"], r["trl"]) for r in runs)
+        gemm.append(answers["ours"])
+        mine, theirs = sides["ours"]["per_second"], sides["trl"]["per_second"]
+        say(f"pair {number + 1}: ours {mine:.2f}/s, TRL {theirs:.2f}/s, ratio {mine / theirs:.2f}")
+    ratios = [r["ours"]["per_second"] / r["trl"]["per_second"] for r in runs]
+    difference = max(losses_differ(r["ours"]["losses"], r["trl"]["losses"]) for r in runs)
     found = {
         "speed_ratio": statistics.median(ratios), "speed_ratio_range": [min(ratios), max(ratios)], "pairs": pairs,
-        "equal": exact < 1e-5 and difference < (1e-5 if ours_job["dtype"] == "fp32" else 5e-3), "dtype": ours_job["dtype"],
-        "largest_loss_difference_fp32": exact, "largest_loss_difference": difference, "losses": [step["loss"] for step in runs[0]["ours"]["steps"]],
+        "equal": equal(exact, "fp32") and equal(difference, ours_job["dtype"]), "dtype": ours_job["dtype"],
+        "largest_loss_difference_fp32": exact, "largest_loss_difference": difference, "losses": runs[0]["ours"]["losses"],
     }  # fmt: skip
-    for side in ("ours", "trl"):
+    for side in jobs:
         found[side] = {
-            "per_second": statistics.median(rate(r[side], amounts) for r in runs),
+            "per_second": statistics.median(r[side]["per_second"] for r in runs),
             "VmHWM": max(r[side]["VmHWM"] for r in runs), "RssAnon": max(r[side]["RssAnon"] for r in runs),
         }  # fmt: skip
-    found["gemm_share"] = statistics.median(r["ours"]["gemm_share"] for r in runs)
-    found["gemm_gflops"] = statistics.median(r["ours"]["gemm_gflops"] for r in runs)
-    return found
+    return {**found, **{name: statistics.median(answer[name] for answer in gemm) for name in ("gemm_share", "gemm_gflops")}}
 
 
 # the machine

@@ -13,7 +13,8 @@ from pathlib import Path
 
 _GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-_OWN_PAGES = 2**24  # bytes: more than any activation of SmolLM2 in a pack of 2,048 tokens
+_KEPT = (2**24, 2**31 - 1, 2**28)  # bytes; the first: more than any activation of SmolLM2 in a pack of 2,048 tokens
+_GIVEN_BACK = (2**17, 2**17, 2**17)  # glibc's own values, which it raises by itself unless they are set
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -38,16 +39,17 @@ def peak_gb() -> float | None:
     return _field("VmHWM")
 
 
-def keep_freed_pages() -> None:
-    """Let glibc keep what this process frees, rather than give it back to the kernel and have the same pages zeroed anew.
+def keep_freed_pages(keep: bool) -> None:
+    """Whether glibc keeps what this process frees, or gives it back to the kernel and has the same pages zeroed anew.
 
     A training step frees and takes gigabytes, always in the same sizes: page faults took 12 % of a bf16 step of SmolLM2 on one
-    machine and nothing that shows on another (docs/log.md).
-    Blocks over `_OWN_PAGES` still come from the kernel and go back to it: kept too, they fall to pieces, and a step of 8,192 tokens takes 6.5 GB
-    instead of 2.6. `reset_peak` gives back what a stage left. Elsewhere than under glibc nothing happens.
+    machine and nothing that shows on another (docs/log.md). What is kept falls to pieces: half a gigabyte more at the peak of a step of
+    SmolLM2 that computes its activations again. So who asks for time has it kept, and who asks for memory has it given back.
+    Large blocks always go back: kept too, a step of 8,192 tokens takes 6.5 GB instead of 2.6. `reset_peak` gives back what a
+    stage left. Elsewhere than under glibc nothing happens.
     """
     if _GLIBC:
-        for parameter, value in ((_M_MMAP_THRESHOLD, _OWN_PAGES), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        for parameter, value in zip((_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD), _KEPT if keep else _GIVEN_BACK, strict=True):
             _GLIBC.mallopt(parameter, value)
 
 

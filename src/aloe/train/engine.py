@@ -123,7 +123,7 @@ def moments(optimizer: torch.optim.AdamW, parameter: torch.Tensor) -> dict[str, 
 def prepare(model: Any, machine: Machine) -> Any:
     """What all engines set on a model."""
     torch.set_num_threads(machine.threads or THREADS)
-    keep_freed_pages()
+    keep_freed_pages(not machine.gradient_checkpointing)
     if machine.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train()
