@@ -149,6 +149,18 @@ def test_a_long_prompt_of_its_own_is_kept_for_the_next_turn(model: HfModel, monk
     assert replies(model, [request]) == first and seen[0] == length and seen[2] == 1
 
 
+def test_rows_whose_beginning_is_known_are_read_together(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = [Generate(messages=(user(f"{STEM} {STEM} {STEM} {r.messages[0].content}"),), sampling=Sampling(max_tokens=2)) for r in VOTES]
+    first, *others = sorted(model.chat.prompt_ids(request.messages) for request in long)
+    own = sum(len(ids) - common(first, ids) for ids in others)
+    assert own < 100 < LONG < len(first)
+    expected = replies(model, long)
+    model.prefixes = Prefixes(model.machine.prefix_tokens)
+    monkeypatch.setattr(model, "machine", Machine(score_batch_tokens=100))
+    seen = read(model, monkeypatch)
+    assert replies(model, long) == expected and seen[:2] == [len(first), own]
+
+
 def test_a_reply_is_one_of_its_choices(model: HfModel) -> None:
     choices = ("The pill is red", "The pill is blue .", "green")
     for sampling in (Sampling(), Sampling(temperature=5.0, seed=3)):

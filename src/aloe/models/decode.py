@@ -130,8 +130,9 @@ class Decoding:
             return []
         size, before, number, held = 0, list[int](), 0, self._held()
         for row in self._waiting[:free]:
-            own = max(len(row.ids) - common(before, row.ids), 1)
-            size, held = size + own, held + own + row.request.sampling.max_tokens
+            shared = common(before, row.ids)
+            size += max(len(row.ids) - max(shared, self._prefixes.num_known(row.ids)), 1)
+            held += len(row.ids) - shared + row.request.sampling.max_tokens
             if (number and size > self._most.read) or ((number or self.rows) and held > self._most.held):
                 break
             before, number = row.ids, number + 1

@@ -76,6 +76,16 @@ class Prefixes:
                 node.used = self._clock
         return placed
 
+    def num_known(self, ids: Sequence[int]) -> int:
+        """Tokens at the beginning of `ids` whose keys and values are here."""
+        run, at = self.root, 0
+        while True:
+            shared, child = max(((common(child.ids, ids[at:]), child) for child in run.children), key=lambda pair: pair[0], default=(0, run))
+            at += shared
+            if not shared or shared < len(child.ids):
+                return at
+            run = child
+
     def trim(self) -> None:
         """Forget what is over the limit and not needed."""
         idle = [run for run in self._all(self.root) if run.ids and not run.num_rows]
