@@ -4,6 +4,8 @@
     python benchmarks/ask.py votes-5 one-by-one-5    # these cases; the result file keeps the others as they were
     python benchmarks/ask.py --quick    # 2 questions, one pair: a check that it works
 
+A case takes up to two hours. Every pair is kept in --work: a run that was ended goes on with the next one, at the same commit on the same machine.
+
 votes-5, votes-20: the peer decodes the votes in batches of the size that is fastest for it (swept, the votes of several questions may
 share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. A question's shots are its nearest, as in
 Medprompt, so that only its own votes begin alike: of what five votes read, at best four fifths can be saved. In the cases -same-shots all
@@ -13,10 +15,11 @@ Both sides write whole replies; how many calls the adaptive stop then saves, and
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,7 +38,15 @@ CASES = {
 }  # fmt: skip
 
 
-def main(names: Sequence[str], num_questions: int, pairs: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(CASES))
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "aloe-bench-ask")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.cases) - set(CASES)):
+        parser.error(f"no such case: {', '.join(unknown)}; known: {', '.join(CASES)}")
+    num_questions, pairs = (2, 1) if options.quick else (50, 5)
     os.environ.setdefault("ALOE_DATA", str(t.DATA))
     import torch
 
@@ -49,20 +60,19 @@ def main(names: Sequence[str], num_questions: int, pairs: int) -> None:
         peer = Peer(path, model)
         import transformers
 
-        result = "ask" if num_questions > 2 else "ask-quick"
-        cases = t.earlier(result)
-        for name in names:
+        cases = {} if options.quick else t.earlier("ask")
+        facts = {**t.facts(THREADS), "peer": "transformers generate", "peer_version": transformers.__version__, "questions": num_questions}
+        for name in options.cases or CASES:
             votes, nearest = CASES[name]
             requests = make_requests(votes, num_questions, nearest)
-            swept: dict[int, float] = {}
-            if name.startswith("votes"):
-                sizes = BATCHES if num_questions > 2 else (votes,)
-                swept = {size: peer.seconds(requests[: 2 * votes], size)[0] for size in sizes}
-            best = min(swept, key=swept.__getitem__) if swept else 1
-            facts = {**t.facts(THREADS), "peer": "transformers generate", "peer_version": transformers.__version__, "questions": num_questions}
-            cases[name] = {**case(name, model, peer, requests, best, pairs, swept), **facts}
+            kept = Kept(Path(folder) if options.quick else options.work, name, facts)
+            if name.startswith("votes") and not kept.swept:
+                sizes = (votes,) if options.quick else BATCHES
+                kept.swept = {str(size): peer.seconds(requests[: 2 * votes], size)[0] for size in sizes}
+            cases[name] = {**case(name, model, peer, requests, pairs, kept), **facts}
             found = [cases[known] for known in CASES if known in cases]
-            t.finish(result, {"name": "ask", "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": found})
+            result = {"name": "ask", "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": found}
+            print(json.dumps(result)) if options.quick else t.finish("ask", result)
 
 
 def make_requests(votes: int, num_questions: int, nearest: bool) -> list[Any]:
@@ -128,24 +138,43 @@ def ours(model: Any, requests: Sequence[Any]) -> tuple[float, list[str]]:
     return time.perf_counter() - begin, [found[i].text for i in range(len(requests))]
 
 
-def case(name: str, model: Any, peer: Peer, requests: list[Any], batch: int, pairs: int, swept: dict[int, float]) -> dict[str, Any]:
+class Kept:
+    """What was measured of a case: it outlives the process, and counts only for the same commit, machine and versions."""
+
+    def __init__(self, work: Path, name: str, facts: dict[str, Any]) -> None:
+        self._file, self._facts = work / f"{name}-{facts['questions']}.json", facts
+        found = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        found = found if found.get("facts") == facts else {}
+        self.swept: dict[str, float] = found.get("swept", {})
+        """Batch size of the peer -> seconds."""
+        self.pairs: list[dict[str, Any]] = found.get("pairs", [])
+        """Of each side, seconds and texts."""
+
+    def add(self, pair: dict[str, Any]) -> None:
+        self.pairs.append(pair)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps({"facts": self._facts, "swept": self.swept, "pairs": self.pairs}))
+
+
+def case(name: str, model: Any, peer: Peer, requests: list[Any], pairs: int, kept: Kept) -> dict[str, Any]:
     """Alternated pairs, each of its own share of the questions; the median of their ratios."""
     votes, _ = CASES[name]
+    batch = int(min(kept.swept, key=kept.swept.__getitem__)) if kept.swept else 1
     size = len(requests) // votes // pairs * votes
-    ratios, times, texts = [], {"ours": list[float](), "peer": list[float]()}, {"ours": list[str](), "peer": list[str]()}
-    for pair in range(pairs):
-        part = requests[pair * size : (pair + 1) * size]
+    for number in range(len(kept.pairs), pairs):
+        part = requests[number * size : (number + 1) * size]
         runs = {"ours": partial(ours, model, part), "peer": partial(peer.seconds, part, batch)}
-        for side in ("ours", "peer") if pair % 2 == 0 else ("peer", "ours"):
-            seconds, written = runs[side]()
-            times[side].append(seconds)
-            texts[side] += written
-        ratios.append(times["peer"][-1] / times["ours"][-1])
-        print(f"{name}: ours {times['ours'][-1]:.1f} s, peer {times['peer'][-1]:.1f} s", flush=True)
+        order = ("ours", "peer") if number % 2 == 0 else ("peer", "ours")
+        pair = {side: dict(zip(("seconds", "texts"), runs[side](), strict=True)) for side in order}
+        kept.add(pair)
+        print(f"{name}: ours {pair['ours']['seconds']:.1f} s, peer {pair['peer']['seconds']:.1f} s", flush=True)
+    times = {side: [pair[side]["seconds"] for pair in kept.pairs] for side in ("ours", "peer")}
+    texts = {side: [text for pair in kept.pairs for text in pair[side]["texts"]] for side in ("ours", "peer")}
+    ratios = [peers / our for our, peers in zip(times["ours"], times["peer"], strict=True)]
     equal = sum(a == b for a, b in zip(texts["ours"], texts["peer"], strict=True))
     return {
         "name": name, "equal": equal == len(requests), "num_equal": equal, "num_texts": len(requests), "speed_ratio": statistics.median(ratios),
-        "pairs": pairs, "ratios": ratios, "seconds": times, "peer_batch": batch, "peer_sweep_seconds": swept,
+        "pairs": pairs, "ratios": ratios, "seconds": times, "peer_batch": batch, "peer_sweep_seconds": kept.swept,
         "adaptive": adaptive(texts["ours"], requests, votes),
     }  # fmt: skip
 
@@ -180,8 +209,4 @@ def count(ballots: Sequence[int | None]) -> dict[int, float]:
 
 
 if __name__ == "__main__":
-    quick = "--quick" in sys.argv
-    chosen = [word for word in sys.argv[1:] if word != "--quick"] or list(CASES)
-    if unknown := sorted(set(chosen) - set(CASES)):
-        raise SystemExit(f"no such case: {', '.join(unknown)}; known: {', '.join(CASES)}")
-    main(chosen, 2 if quick else 50, 1 if quick else 5)
+    main()
