@@ -62,6 +62,7 @@ class Decoding:
         config = model.config.get_text_config()
         self._num_layers, self._head = config.num_hidden_layers, model.get_output_embeddings().weight
         self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer [rows, G, capacity, D]
+        self._joined: list[KV] = []  # of each of the last rows, of each layer [G, tokens, D]: not in `_own` yet
         self._lengths: list[int] = []
 
     @property
@@ -105,6 +106,7 @@ class Decoding:
             self._release(row)
         keep = [i for i, row in enumerate(self.rows) if not row.finish]
         if done:
+            self._settle()
             self._own = [(keys[keep], values[keep]) for keys, values in self._own] if keep else []
             self._lengths = [self._lengths[i] for i in keep]
             self.rows = [self.rows[i] for i in keep]
@@ -115,7 +117,7 @@ class Decoding:
         """Let go of the prefixes, also where rows are not finished."""
         for row in self.rows:
             self._release(row)
-        self.rows, self._own = [], []
+        self.rows, self._own, self._joined = [], [], []
         self._prefixes.trim()
 
     def _release(self, row: Row) -> None:
@@ -185,30 +187,35 @@ class Decoding:
             row.after = after
             for run in after.chain():
                 run.num_rows += 1
-        self._store(rows, own, reading.kv)
+        # Copies: a view would keep the keys and values of all that was read.
+        self._joined += [[(keys[0, :, start:end].clone(), values[0, :, start:end].clone()) for keys, values in reading.kv] for start, end in own]
+        self._lengths += [end - start for start, end in own]
+        self.rows = self.rows + rows
         return hidden_TH[torch.tensor([end - 1 for _, end in own])]
 
-    def _store(self, rows: list[Row], places: list[tuple[int, int]], kv: KV) -> None:
-        """Put the rows' own keys and values behind those that are there."""
-        longest = max([end - start for start, end in places] + self._lengths)
-        capacity = -(-(longest + 1) // GROW) * GROW
+    def _settle(self) -> None:
+        """Put the keys and values of the rows that joined behind the others': once for all of them, since every row's are copied."""
+        if not self._joined:
+            return
+        before = len(self.rows) - len(self._joined)
+        capacity = -(-(max(self._lengths) + 1) // GROW) * GROW
         merged = []
-        for layer, (keys, values) in enumerate(kv):
+        for layer in range(self._num_layers):
             pair = []
-            for which, new in enumerate((keys, values)):
-                old = self._own[layer][which] if self._own else new.new_empty(0, new.shape[1], 0, new.shape[3])
-                out = new.new_zeros(len(self.rows) + len(rows), new.shape[1], max(capacity, old.shape[2]), new.shape[3])
-                out[: len(self.rows), :, : old.shape[2]] = old
-                for i, (start, end) in enumerate(places, len(self.rows)):
-                    out[i, :, : end - start] = new[0, :, start:end]
+            for which in range(2):
+                news = [kv[layer][which] for kv in self._joined]
+                old = self._own[layer][which] if self._own else news[0].new_empty(0, news[0].shape[0], 0, news[0].shape[2])
+                out = old.new_zeros(len(self.rows), old.shape[1], max(capacity, old.shape[2]), old.shape[3])
+                out[:before, :, : old.shape[2]] = old
+                for row, new in enumerate(news, before):
+                    out[row, :, : new.shape[1]] = new
                 pair.append(out)
             merged.append((pair[0], pair[1]))
-        self._own = merged
-        self._lengths += [end - start for start, end in places]
-        self.rows = self.rows + rows
+        self._own, self._joined = merged, []
 
     def _forward(self) -> torch.Tensor:
         """Last hidden states [rows, H] after one more token a row."""
+        self._settle()
         capacity = self._own[0][0].shape[2]
         if max(self._lengths) + 1 > capacity:
             self._own = [tuple(torch.nn.functional.pad(x, (0, 0, 0, GROW)) for x in pair) for pair in self._own]  # type: ignore[misc]

@@ -80,9 +80,9 @@ class Prefixes:
         """Tokens at the beginning of `ids` whose keys and values are here."""
         run, at = self.root, 0
         while True:
-            shared, child = max(((common(child.ids, ids[at:]), child) for child in run.children), key=lambda pair: pair[0], default=(0, run))
+            shared, child = _next(run, ids[at:])
             at += shared
-            if not shared or shared < len(child.ids):
+            if child is None or shared < len(child.ids):
                 return at
             run = child
 
@@ -106,7 +106,7 @@ class Prefixes:
     def _deepest(self, ids: list[int]) -> Run:
         run, at, last = self.root, 0, len(ids) - 1
         while True:
-            shared, child = max(((common(child.ids, ids[at:last]), child) for child in run.children), key=lambda pair: pair[0], default=(0, None))
+            shared, child = _next(run, ids[at:last])
             if child is None or (shared < len(child.ids) and shared < MIN_SHARED):
                 return run
             run = child if shared == len(child.ids) else child.split(shared)
@@ -135,6 +135,11 @@ class Prefixes:
         yield run
         for child in run.children:
             yield from self._all(child)
+
+
+def _next(run: Run, ids: Sequence[int]) -> tuple[int, Run | None]:
+    """How far `ids` go along the child of `run` that fits them best, and this child."""
+    return max(((common(child.ids, ids), child) for child in run.children), key=lambda pair: pair[0], default=(0, None))
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
