@@ -11,11 +11,13 @@ share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as pr
 Medprompt, so that only its own votes begin alike: of what five votes read, at best four fifths can be saved. In the cases -same-shots all
 questions have the same five, as in few-shot prompting. Each pair takes a fifth of the questions, so that both sides answer all of them once.
 Both sides write whole replies; how many calls the adaptive stop then saves, and that it changes no answer, is counted from these replies.
+think*5 and think*20 have no peer: what the stop saves of self-consistency, whose members draw and see the options in one order.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -36,16 +38,18 @@ CASES = {
     "votes-5": (5, True), "votes-20": (20, True), "one-by-one-5": (5, True), "one-by-one-20": (20, True),
     "one-by-one-5-same-shots": (5, False), "one-by-one-20-same-shots": (20, False),
 }  # fmt: skip
+STOPS, THINK_TOKENS = ("think*5", "think*20"), 256
 
 
 def main() -> None:
+    known = (*CASES, *STOPS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(CASES))
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(known))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "aloe-bench-ask")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    if unknown := sorted(set(options.cases) - set(CASES)):
-        parser.error(f"no such case: {', '.join(unknown)}; known: {', '.join(CASES)}")
+    if unknown := sorted(set(options.cases) - set(known)):
+        parser.error(f"no such case: {', '.join(unknown)}; known: {', '.join(known)}")
     num_questions, pairs = (2, 1) if options.quick else (50, 5)
     os.environ.setdefault("ALOE_DATA", str(t.DATA))
     import torch
@@ -62,16 +66,19 @@ def main() -> None:
 
         cases = {} if options.quick else t.earlier("ask")
         facts = {**t.facts(THREADS), "peer": "transformers generate", "peer_version": transformers.__version__, "questions": num_questions}
-        for name in options.cases or CASES:
-            votes, nearest = CASES[name]
-            requests = make_requests(votes, num_questions, nearest)
-            kept = Kept(Path(folder) if options.quick else options.work, name, facts)
-            if name.startswith("votes") and not kept.swept:
-                sizes = (votes,) if options.quick else BATCHES
-                kept.swept = {str(size): peer.seconds(requests[: 2 * votes], size)[0] for size in sizes}
-            cases[name] = {**case(name, model, peer, requests, pairs, kept), **facts}
-            found = [cases[known] for known in CASES if known in cases]
-            result = {"name": "ask", "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": found}
+        work = Path(folder) if options.quick else options.work
+        for name in options.cases or known:
+            if name in STOPS:
+                cases[name] = {**stop(name, model, num_questions, work), **t.facts(THREADS), "peer": "none", "peer_version": ""}
+            else:
+                votes, nearest = CASES[name]
+                requests = make_requests(votes, num_questions, nearest)
+                kept = Kept(work, name, facts)
+                if name.startswith("votes") and not kept.swept:
+                    sizes = (votes,) if options.quick else BATCHES
+                    kept.swept = {str(size): peer.seconds(requests[: 2 * votes], size)[0] for size in sizes}
+                cases[name] = {**case(name, model, peer, requests, pairs, kept), **facts}
+            result = {"name": "ask", "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": [cases[name] for name in known if name in cases]}
             print(json.dumps(result)) if options.quick else t.finish("ask", result)
 
 
@@ -199,6 +206,30 @@ def adaptive(texts: list[str], requests: list[Any], votes: int) -> dict[str, Any
         part, whole = count(ballots[:asked]), count(ballots)
         same &= (winner(part) if part else None) == (winner(whole) if whole else None)
     return {"calls_saved": 1 - calls / len(texts), "same_answers": same}
+
+
+def stop(name: str, model: Any, num_questions: int, work: Path) -> dict[str, Any]:
+    """What the adaptive stop saves of self-consistency: the same votes, all of them and only those that are needed."""
+    from aloe.ask import parse
+    from aloe.ask.registry import SAMPLED
+    from aloe.ask.strategies import think
+    from aloe.ask.strategy import recorded, run
+    from aloe.ask.vote import vote
+    from aloe.evals.task import open_task, sample
+    from aloe.models.cached import CachedModel
+
+    questions = sample(open_task("medqa").questions(), num_questions, 1, "medqa")
+    journal = CachedModel(model, hashlib.sha256(f"{t.MODEL} {model.chat.fingerprint}".encode()).hexdigest(), work / "journal")
+    votes = int(name.partition("*")[2])
+    readers = [vote(partial(think, THINK_TOKENS, SAMPLED), votes, adaptive=adaptive, same_orders=True) for adaptive in (False, True)]
+    whole, stopped = (run([recorded(reader(question)) for question in questions], journal) for reader in readers)
+    calls, needed = (sum(len(asked) for _, asked in found) for found in (whole, stopped))
+    read = [parse.choice(reply.text, question.options) for question, (_, asked) in zip(questions, whole, strict=True) for _, reply in asked]
+    same = all(one.choice == other.choice for (one, _), (other, _) in zip(whole, stopped, strict=True))
+    return {
+        "name": name, "questions": num_questions, "max_tokens": THINK_TOKENS, "read": sum(choice is not None for choice in read) / calls,
+        "adaptive": {"calls_saved": 1 - needed / calls, "same_answers": same},
+    }  # fmt: skip
 
 
 def count(ballots: Sequence[int | None]) -> dict[int, float]:
