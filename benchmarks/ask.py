@@ -69,7 +69,7 @@ def main() -> None:
         work = Path(folder) if options.quick else options.work
         for name in options.cases or known:
             if name in STOPS:
-                cases[name] = {**stop(name, model, num_questions, work), **t.facts(THREADS), "peer": "none", "peer_version": ""}
+                cases[name] = {**facts, **stop(name, model, num_questions, work), "peer": "none", "peer_version": ""}
             else:
                 votes, nearest = CASES[name]
                 requests = make_requests(votes, num_questions, nearest)
@@ -227,7 +227,7 @@ def stop(name: str, model: Any, num_questions: int, work: Path) -> dict[str, Any
     read = [parse.choice(reply.text, question.options) for question, (_, asked) in zip(questions, whole, strict=True) for _, reply in asked]
     same = all(one.choice == other.choice for (one, _), (other, _) in zip(whole, stopped, strict=True))
     return {
-        "name": name, "questions": num_questions, "max_tokens": THINK_TOKENS, "read": sum(choice is not None for choice in read) / calls,
+        "name": name, "max_tokens": THINK_TOKENS, "read": sum(choice is not None for choice in read) / calls,
         "adaptive": {"calls_saved": 1 - needed / calls, "same_answers": same},
     }  # fmt: skip
 
