@@ -5,7 +5,7 @@
     python benchmarks/strategies.py --task starter-unseen -n 500 --corpora starter --strategies options options+passages
 
 The corpus is the contexts of PubMedQA, MedQuAD and the passages of the starter pack. Every reply is kept in --work, so a run that was ended goes on;
-seconds are then those of the calls made now, and are left out. A 135M model is at chance on MedQA: what is shown is that the measurement
+its seconds are those of the processor, which a neighbour at work does not change, and are left out where a reply was kept from before. A 135M model is at chance on MedQA: what is shown is that the measurement
 works and what each strategy costs, not that a strategy helps.
 """
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--corpora", nargs="+", default=CORPORA)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "aloe-bench-strategies")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("ALOE_DATA", str(t.DATA))
@@ -51,13 +52,13 @@ def compare(options: argparse.Namespace, training: int) -> Dict:
     from aloe.evals.task import open_task, sample
     from aloe.models.model import open_model
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     task = open_task(options.task)
     questions = sample(task.questions(), options.n, 1, task.name)
     index = make_index(options.corpora, options.work)
     model = open_model(MODEL, Machine())
     file = (options.work if options.quick else t.HERE / "results") / f"strategies-{options.task}.json"
-    facts = {**t.facts(2), "peer": "none", "peer_version": ""}
+    facts = {**t.facts(options.threads), "peer": "none", "peer_version": ""}
     cases: list[Dict] = []
     values: dict[str, list[float]] = {}
     for name in options.strategies:
@@ -96,12 +97,12 @@ def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, 
     sources: Dict = {"max_tokens": MAX_TOKENS, "index": index, "k": PASSAGES, "num_examples": SHOTS, "room": Room(model.window, model.count)}
     if parse_name(name).remembers:
         sources |= {"training": training_questions("medqa-dev", training, 1), "index_examples": nearest_by("minilm")}
-    begin = time.perf_counter()
+    begin = time.process_time()
     (strategy,) = run([prepare(name, **sources)], journal)
-    prepared, hits = time.perf_counter() - begin, journal.num_hits
-    begin = time.perf_counter()
+    prepared, hits = time.process_time() - begin, journal.num_hits
+    begin = time.process_time()
     found = run([recorded(strategy(question)) for question in questions], journal)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     grades = run([task.grade(question, answer) for question, (answer, _) in zip(questions, found, strict=True)], journal)
     exchanges = [exchange for _, asked in found for exchange in asked]
     num = len(questions)
@@ -110,7 +111,7 @@ def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, 
         "name": name, "accuracy": estimate._asdict(), "parsed": sum(g.parsed for g in grades) / num, "calls": len(exchanges) / num,
         "tokens_read": sum(reply.num_prompt_tokens for _, reply in exchanges) / num,
         "tokens_written": sum(sum(reply.num_tokens) for _, reply in exchanges if not reply.scores) / num,
-        "seconds": seconds / num if journal.num_hits == hits else None, "seconds_to_prepare": prepared if not hits else None,
+        "cpu_seconds": seconds / num if journal.num_hits == hits else None, "cpu_seconds_to_prepare": prepared if not hits else None,
         "recall_at_k": recall(questions, found),
     }  # fmt: skip
     return [grade.value for grade in grades], case
@@ -138,7 +139,7 @@ def told(case: Dict) -> str:
     if "against" in case:
         points = f"{100 * case['difference']:+.1f} points ({100 * case['low']:+.1f} to {100 * case['high']:+.1f}, p={case['p']:.3f})"
         said += f", {points} against {case['against']}"
-    time_s = f"{case['seconds']:.2f} s" if case["seconds"] is not None else "seconds not measured"
+    time_s = f"{case['cpu_seconds']:.2f} s of a core" if case["cpu_seconds"] is not None else "seconds not measured"
     return said + f"; a question: {case['calls']:.1f} calls, {case['tokens_read']:.0f} tokens read, {case['tokens_written']:.0f} written, {time_s}"
 
 
