@@ -216,7 +216,7 @@ def test_equal_passages_in_any_order_give_equal_bytes_and_equal_hits(built: Path
 
 def test_index_json_says_encoder_and_counts(built: Path) -> None:
     said = json.loads((built / "index.json").read_text())
-    assert said == {"version": 2, "embedder": "hashing", "encoder": "hashing-1", "dim": 4096, "probe": [], "num_passages": 60, "num_words": 360}
+    assert said == {"version": 3, "embedder": "hashing", "encoder": "hashing-1", "dim": 4096, "probe": [], "num_passages": 60, "num_words": 360, "recall": None}
 
 
 def test_a_moved_index_works_and_searching_writes_nothing(built: Path, tmp_path: Path) -> None:

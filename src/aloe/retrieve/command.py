@@ -78,6 +78,9 @@ def stats(root: Root) -> None:
     settings = found.library.settings
     print(f"cut at     {settings.passage_tokens} tokens, {settings.overlap_tokens} repeated")
     print(f"encoder    {found.encoder}, {found.dim} numbers")
+    if found.dim:
+        share = "all" if found.recall is None else f"{found.recall:.1%}"
+        print(f"meaning    {share} of the 10 nearest passages are found")
     for name, folder in found.library.folders.items():
         told = [folder.licence, *(f"{key}={value}" for key, value in folder.metadata.items())]
         print(f"folder     {name}: {folder.path}" + "".join(f", {word}" for word in told if word))

@@ -142,7 +142,7 @@ class Hashing:
             words = re.findall(r"\w+", text.lower()) or [""]
             for feature in [*words, *(f"{a} {b}" for a, b in pairwise(words))]:
                 row[zlib.crc32(feature.encode()) % self.dim] += 1  # hash() differs from process to process
-        return _unit(np.sqrt(counts))
+        return unit(np.sqrt(counts))
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """The same."""
@@ -246,7 +246,7 @@ class Server:
             raise ModelError(what, where=self._where, do="check the model's name")
         if not np.isfinite(vectors).all():
             raise ModelError("the server sent numbers that are not finite", where=self._where, do="check the model")
-        return _unit(vectors)
+        return unit(vectors)
 
 
 class NoVectors:
@@ -269,9 +269,9 @@ class NoVectors:
         return one_each(words)
 
 
-def _unit(vectors: Vectors) -> Vectors:
-    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
+def unit(vectors: Vectors) -> Vectors:
+    """The rows at length 1."""
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 EMBEDDERS: dict[str, Callable[[], Embedder]] = {"minilm": MiniLM, "hashing": Hashing, "none": NoVectors}

@@ -2,7 +2,8 @@
 
     passages.jsonl   the passages, sorted by id
     index.json       which encoder made the vectors, and counts
-    lance/           what is searched: a LanceDB table with full-text index, filter columns and vectors
+    lance/           what is searched by words: a LanceDB table with full-text index and the columns of filters
+    vectors.npy      what is searched by meaning (see `vectors`)
 
 A row's number is its rank by id and its line in passages.jsonl, so "ties go to the smaller id" is "ties go to the smaller row".
 """
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from aloe.core.config import Config, nearest
@@ -26,23 +26,19 @@ from aloe.core.qa import Hit, Passage
 from aloe.core.rows import write_jsonl
 from aloe.retrieve.corpus import passages as corpus_passages
 from aloe.retrieve.embed import PROBE, Embedder, Server, Vectors, library, open_embedder
+from aloe.retrieve.vectors import DIGITS, Nearest, Ranking, best, write_signs, write_vectors
 from aloe.retrieve.windows import Window
 
 Mode = Literal["text", "vector", "hybrid"]
-Ranking = list[tuple[int, float]]  # (row, score), best first
 
 RRF_K = 60  # Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods"
 FUSED_DEPTH = 100  # passages of each ranking that enter the fusion
 RERANK_DEPTH = 50  # passages that a reranker reads
 PASSAGES, INFO, TABLE = "passages.jsonl", "index.json", "passages"
 BATCH = 1024
-BLOCK = 1 << 26  # bytes
+BLOCK = 1 << 24  # bytes
 SAME_PROBE = 0.99  # cosine; servers round differently from call to call
-QUERY_BLOCK = 32  # bounds the score matrix: 32 queries x 500k passages = 64 MB
-
-# Float sums depend on their order. Scores that differ by less than this are ties, else equal indexes would rank differently.
-TEXT_DIGITS = 4
-VECTOR_DIGITS = 6
+TEXT_DIGITS = 4  # BM25 scores that differ by less are ties, as in `vectors`
 
 
 class Index(Protocol):
@@ -81,7 +77,7 @@ def _quote(value: str) -> str:
 class IndexInfo(Config):
     """What index.json says."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     embedder: str
     """As the recipe names it: minilm, hashing, none, st:..., http..."""
     encoder: str
@@ -91,6 +87,8 @@ class IndexInfo(Config):
     """A server's vector of a fixed text, since its weights cannot be hashed."""
     num_passages: int
     num_words: int
+    recall: float | None = None
+    """Share of the 10 nearest passages that a search by meaning finds, measured when it was built; None = all, every vector is compared."""
 
 
 def build_corpora(corpora: Sequence[str], out: Path, embedder: str, passage_tokens: int, overlap_tokens: int) -> IndexInfo:
@@ -131,9 +129,12 @@ def write_index(passages: Iterable[Passage], out: Path, embedder: str, encoder: 
     num_words = sum(len(passage.text.split()) for passage in rows)
     info = IndexInfo(embedder=embedder, encoder=encoder.name, dim=encoder.dim, probe=_probe(encoder), num_passages=len(rows), num_words=num_words)
     write_jsonl(out / PASSAGES, rows)
-    (out / INFO).write_text(info.model_dump_json(indent=1) + "\n")
+    _write_table(rows, out / "lance")
     vectors = _Reused(encoder, reuse)
-    _write_table(rows, out / "lance", vectors)
+    if encoder.dim:
+        write_vectors(out, (vectors.encode([content(passage) for passage in part]) for part in _batches(rows)), (len(rows), encoder.dim))
+        info = info.model_copy(update={"recall": write_signs(out)})
+    (out / INFO).write_text(info.model_dump_json(indent=1) + "\n")
     return info, vectors.num_encoded
 
 
@@ -199,7 +200,7 @@ class _Reused:
             return
         check_encoder(read_info(old), encoder, old)
         table = library("lancedb").connect(old / "lance").open_table(TABLE)
-        self._vectors = _load_vectors(table, encoder.dim)
+        self._vectors = Nearest(old).vectors
         for batch in table.search().select(["row", "content"]).to_batches():
             self._rows.update(zip(map(_digest, batch["content"].to_pylist()), batch["row"].to_pylist(), strict=True))
 
@@ -220,27 +221,24 @@ def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
 
 
-def _write_table(passages: Sequence[Passage], folder: Path, vectors: _Reused) -> None:
+def _batches(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
+    return (passages[begin : begin + BATCH] for begin in range(0, len(passages), BATCH))
+
+
+def _write_table(passages: Sequence[Passage], folder: Path) -> None:
     lancedb, arrow = library("lancedb"), library("pyarrow")
-    dim = vectors.encoder.dim
-    schema = arrow.schema(
-        [("row", arrow.int64()), ("content", arrow.string()), ("source", arrow.string()), ("title", arrow.string()), ("licence", arrow.string())]
-        + [("metadata", arrow.list_(arrow.string()))]
-        + ([("vector", arrow.list_(arrow.float32(), dim))] if dim else [])
-    )
+    filters = ("source", "title", "licence")
+    strings = [(name, arrow.string()) for name in ("content", *filters)]
+    schema = arrow.schema([("row", arrow.int64()), *strings, ("metadata", arrow.list_(arrow.string()))])
 
     def batches() -> Iterator[Any]:
-        for begin in range(0, len(passages), BATCH):
-            part = passages[begin : begin + BATCH]
-            contents = [content(passage) for passage in part]
+        for number, part in enumerate(_batches(passages)):
             columns = {
-                "row": range(begin, begin + len(part)),
-                "content": contents,
+                "row": range(number * BATCH, number * BATCH + len(part)),
+                "content": [content(passage) for passage in part],
                 "metadata": [[f"{name}={value}" for name, value in passage.metadata.items()] for passage in part],
-                **{name: [getattr(passage, name) for passage in part] for name in ("source", "title", "licence")},
+                **{name: [getattr(passage, name) for passage in part] for name in filters},
             }
-            if dim:
-                columns["vector"] = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.encode(contents).ravel()), dim)
             yield arrow.record_batch([columns[name] for name in schema.names], schema=schema)
 
     table = lancedb.connect(folder).create_table(TABLE, arrow.RecordBatchReader.from_batches(schema, batches()))
@@ -249,14 +247,14 @@ def _write_table(passages: Sequence[Passage], folder: Path, vectors: _Reused) ->
 
 
 class _LanceIndex:
-    """An opened index. Words are searched by LanceDB, vectors exactly in memory (1.5 kB a passage with MiniLM)."""
+    """An opened index. Words are searched by LanceDB, vectors by `Nearest`."""
 
     def __init__(self, path: Path, encoder: Embedder | None, mode: Mode, reranker: Reranker | None) -> None:
         self._lancedb = library("lancedb")
         self._table = self._lancedb.connect(path / "lance").open_table(TABLE)
         self._lines = Lines(path / PASSAGES)
         self._encoder, self._mode, self._reranker = encoder, mode, reranker
-        self._vectors = _load_vectors(self._table, encoder.dim) if encoder else None
+        self._nearest = Nearest(path) if encoder else None
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, ties by passage id; a blank query has none. Queries are words, never syntax."""
@@ -272,7 +270,7 @@ class _LanceIndex:
     def _rerank(self, query: str, hits: list[Hit]) -> list[Hit]:
         assert self._reranker is not None
         scores = self._reranker.scores(query, [content(hit.passage) for hit in hits])
-        scored = [Hit(hit.passage, round(score, VECTOR_DIGITS)) for hit, score in zip(hits, scores, strict=True)]
+        scored = [Hit(hit.passage, round(score, DIGITS)) for hit, score in zip(hits, scores, strict=True)]
         return sorted(scored, key=lambda hit: (-hit.score, hit.passage.id))
 
     def _rank(self, queries: Sequence[str], k: int, sql: str) -> list[Ranking]:
@@ -294,31 +292,24 @@ class _LanceIndex:
             rows, scores = found["row"].to_numpy(), found["_score"].to_numpy().astype(np.float64).round(TEXT_DIGITS)
             # LanceDB returns any of the passages that tie at the limit: go on until the k-th is better than the last.
             if len(rows) < limit or np.sort(scores)[-k] > scores.min():
-                return _best(rows, scores, k)
+                return best(rows, scores, k)
             limit *= 4
 
     def _by_vector(self, queries: Sequence[str], k: int, sql: str) -> list[Ranking]:
-        assert self._encoder is not None and self._vectors is not None  # open_index gives both to these modes
-        allowed = self._table.search().where(sql).select(["row"]).to_arrow()["row"].to_numpy() if sql else None
-        vectors = self._vectors if allowed is None else self._vectors[np.sort(allowed)]
-        rankings = []
-        for begin in range(0, len(queries), QUERY_BLOCK):
-            block = self._encoder.encode_query(queries[begin : begin + QUERY_BLOCK]) @ vectors.T
-            for similarities in block:
-                kth = np.partition(similarities, -k)[-k] if k < len(similarities) else -2
-                found = np.flatnonzero(similarities >= kth - 10**-VECTOR_DIGITS)
-                rows = found if allowed is None else np.sort(allowed)[found]
-                rankings.append(_best(rows, similarities[found].astype(np.float64).round(VECTOR_DIGITS), k))
-        return rankings
+        assert self._encoder is not None and self._nearest is not None  # open_index gives both to these modes
+        allowed = np.sort(self._table.search().where(sql).select(["row"]).to_arrow()["row"].to_numpy()) if sql else None
+        return self._nearest.search(self._encoder.encode_query(queries), k, allowed)
 
 
 class Lines:
     """The lines of a file by number, from 0, read when they are asked for."""
 
     def __init__(self, file: Path) -> None:
-        self._bytes = np.memmap(file, np.uint8, "r")
-        ends = [np.flatnonzero(self._bytes[begin : begin + BLOCK] == ord("\n")) + begin for begin in range(0, len(self._bytes), BLOCK)]
-        self._starts = np.concatenate([[0], *(end + 1 for end in ends)])
+        starts = [np.zeros(1, np.int64)]
+        with file.open("rb") as handle:
+            while block := handle.read(BLOCK):  # not through the map: every page of the file would stay in memory
+                starts.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (handle.tell() - len(block) + 1))
+        self._bytes, self._starts = np.memmap(file, np.uint8, "r"), np.concatenate(starts)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -334,15 +325,3 @@ def fuse(rankings: Sequence[Ranking]) -> Ranking:
         for rank, (row, _) in enumerate(ranking, 1):
             scores[row] = scores.get(row, 0.0) + 1 / (RRF_K + rank)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _best(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> Ranking:
-    order = np.lexsort((rows, -scores))[:k]
-    return [(int(rows[i]), float(scores[i])) for i in order]
-
-
-def _load_vectors(table: Any, dim: int) -> Vectors:
-    vectors = np.empty((table.count_rows(), dim), np.float32)
-    for batch in table.search().select(["row", "vector"]).to_batches():  # batch by batch: a table would hold the vectors twice
-        vectors[batch["row"].to_numpy()] = batch["vector"].flatten().to_numpy().reshape(-1, dim)
-    return vectors

@@ -244,6 +244,8 @@ class Stats(NamedTuple):
     """By kind of file."""
     num_bytes: int
     """On disk, with the version before."""
+    recall: float | None
+    """See `IndexInfo`."""
 
 
 def stats(root: Path) -> Stats:
@@ -253,4 +255,4 @@ def stats(root: Path) -> Stats:
     kinds = [Path(file).suffix.lower() for file in read_files(root, library)]
     num_files = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     num_bytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    return Stats(library, info.encoder, info.dim, info.num_passages, info.num_words, num_files, num_bytes)
+    return Stats(library, info.encoder, info.dim, info.num_passages, info.num_words, num_files, num_bytes, info.recall)
