@@ -4,7 +4,8 @@
 SciFact's abstracts and claims are encoded once into the cache. 5k are 5,000 of the abstracts with their own vectors; the passages of
 50k and 500k are synthetic: half of one abstract and half of another, with the mean of their two vectors and some noise. Both sides
 store the same texts and vectors on disk, each in a process of its own, and search the same claims for 10 passages with text, one at a time
-and all together. Encoding is in neither side's time. Our search is exact; recall@10 is measured on both sides against numpy.
+and all together. Encoding is in neither side's time. Up to 100,000 passages our search is exact; recall@10 is measured on both sides against numpy, beside what our
+index says of itself.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from aloe.core.rows import read_jsonl
 from aloe.retrieve import embed
 from aloe.retrieve.embed import MiniLM, Vectors
 from aloe.retrieve.index import Mode, open_index, write_index
+from aloe.retrieve.vectors import EXACT_UP_TO
 
 HERE = Path(__file__).resolve().parent
 CHROMA = HERE.parent / ".bench/chroma/bin/python"
@@ -166,8 +168,8 @@ def ours(case: Path, store: Path) -> Dict:
         embed.library(module)  # the peer's imports are not in its time either
     begin = time.perf_counter()
     with (case / "passages.jsonl").open() as lines:
-        write_index((Passage.model_validate_json(line) for line in lines), store, "given", given)
-    said: Dict = {"ingest_s": time.perf_counter() - begin, "search": {}}
+        info, _ = write_index((Passage.model_validate_json(line) for line in lines), store, "given", given)
+    said: Dict = {"ingest_s": time.perf_counter() - begin, "recall": info.recall, "search": {}}
     claims = [f"{number} {text}" for number, text in enumerate(json.loads((case / "claims.json").read_text()))]
     for mode in MODES:
         begin = time.perf_counter()
@@ -234,8 +236,8 @@ def speed(name: str, data: Path, cache: Path, work: Path, pairs: int) -> Dict:
         "num_passages": num,
         "vectors": "real" if num <= 5183 else "synthetic",
         "pairs": pairs,
-        "equal": vector["recall_at_10"] >= max(0.999, peer["recall_at_10"]),
-        "recall_at_10": {"ours": vector["recall_at_10"], "peer": peer["recall_at_10"]},
+        "equal": vector["recall_at_10"] >= (max(0.999, peer["recall_at_10"]) if num <= EXACT_UP_TO else peer["recall_at_10"]),
+        "recall_at_10": {"ours": vector["recall_at_10"], "ours_says": mine[-1]["recall"], "peer": peer["recall_at_10"]},
         "ours": {**us, "ingest_per_s": round(num / median(mine, "ingest_s")), "open_s": round(median(mine, "open_hybrid_s"), 3)},
         "peer": {**them, "ingest_per_s": round(num / median(theirs, "ingest_s"))},
         "speed_ratio": round(median(theirs, "ingest_s") / median(mine, "ingest_s"), 2),

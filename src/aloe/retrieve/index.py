@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import pairwise
-from operator import attrgetter
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -23,10 +22,9 @@ from pydantic import ValidationError
 from aloe.core.config import Config, nearest
 from aloe.core.errors import ArtifactError, RecipeError, SourceError
 from aloe.core.qa import Hit, Passage
-from aloe.core.rows import write_jsonl
 from aloe.retrieve.corpus import passages as corpus_passages
 from aloe.retrieve.embed import PROBE, Embedder, Server, Vectors, library, open_embedder
-from aloe.retrieve.vectors import DIGITS, Nearest, Ranking, best, write_signs, write_vectors
+from aloe.retrieve.vectors import DIGITS, Ranking, best, open_nearest, write_signs, write_vectors
 from aloe.retrieve.windows import Window
 
 Mode = Literal["text", "vector", "hybrid"]
@@ -34,7 +32,7 @@ Mode = Literal["text", "vector", "hybrid"]
 RRF_K = 60  # Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods"
 FUSED_DEPTH = 100  # passages of each ranking that enter the fusion
 RERANK_DEPTH = 50  # passages that a reranker reads
-PASSAGES, INFO, TABLE = "passages.jsonl", "index.json", "passages"
+PASSAGES, INFO, LANCE, TABLE = "passages.jsonl", "index.json", "lance", "passages"
 BATCH = 1024
 BLOCK = 1 << 24  # bytes
 SAME_PROBE = 0.99  # cosine; servers round differently from call to call
@@ -110,7 +108,7 @@ def token_window(encoder: Embedder, tokens: int, overlap: int) -> Window:
 def build(passages: Iterable[Passage], out: Path, *, embedder: str) -> IndexInfo:
     """Write the index of the passages into the existing folder `out`; equal passages in any order give equal passages.jsonl and index.json.
 
-    Raises SourceError where there is no passage or where two have one id. Holds all passages in memory (about 2 kB each).
+    Raises SourceError where there is no passage or where two have one id. Holds the lines of passages.jsonl in memory.
     """
     return write_index(passages, out, embedder, open_embedder(embedder))[0]
 
@@ -120,22 +118,38 @@ def write_index(passages: Iterable[Passage], out: Path, embedder: str, encoder: 
 
     `reuse` is an index by the same encoder: the vector of a passage that stands there with the same words is taken from it.
     """
-    rows = sorted(passages, key=attrgetter("id"))
-    if not rows:
-        raise SourceError("the corpus holds no passages", do="check the corpus or the folder")
-    for one, other in pairwise(rows):
-        if one.id == other.id:
-            raise SourceError(f"two passages have the id {one.id!r}", where=f"{one.source}, {other.source}", do="make the ids unique")
-    num_words = sum(len(passage.text.split()) for passage in rows)
-    info = IndexInfo(embedder=embedder, encoder=encoder.name, dim=encoder.dim, probe=_probe(encoder), num_passages=len(rows), num_words=num_words)
-    write_jsonl(out / PASSAGES, rows)
-    _write_table(rows, out / "lance")
-    vectors = _Reused(encoder, reuse)
+    num_passages, num_words = _write_passages(passages, out / PASSAGES)
+    _write_table(out)
+    vectors, recall = _Reused(encoder, reuse), None
     if encoder.dim:
-        write_vectors(out, (vectors.encode([content(passage) for passage in part]) for part in _batches(rows)), (len(rows), encoder.dim))
-        info = info.model_copy(update={"recall": write_signs(out)})
+        contents = ([content(passage) for passage in part] for part in _batches(out))
+        write_vectors(out, map(vectors.encode, contents), (num_passages, encoder.dim))
+        recall = write_signs(out)
+    info = IndexInfo(
+        embedder=embedder, encoder=encoder.name, dim=encoder.dim, probe=_probe(encoder),
+        num_passages=num_passages, num_words=num_words, recall=recall,
+    )  # fmt: skip
     (out / INFO).write_text(info.model_dump_json(indent=1) + "\n")
     return info, vectors.num_encoded
+
+
+def _write_passages(passages: Iterable[Passage], file: Path) -> tuple[int, int]:
+    """passages.jsonl, sorted by id; returns the numbers of passages and of words."""
+    lines: list[tuple[str, bytes]] = []  # not the passages, which take more than twice the memory
+    num_words = 0
+    for passage in passages:
+        lines.append((passage.id, passage.model_dump_json().encode() + b"\n"))
+        num_words += len(passage.text.split())
+    if not lines:
+        raise SourceError("the corpus holds no passages", do="check the corpus or the folder")
+    lines.sort()
+    for (one, first), (other, second) in pairwise(lines):
+        if one == other:
+            sources = sorted(Passage.model_validate_json(line).source for line in (first, second))
+            raise SourceError(f"two passages have the id {one!r}", where=", ".join(sources), do="make the ids unique")
+    with file.open("wb") as out:
+        out.writelines(line for _, line in lines)
+    return len(lines), num_words
 
 
 def open_index(path: Path, mode: Mode = "hybrid", *, embedder: str | None = None, reranker: Reranker | None = None) -> Index:
@@ -199,8 +213,8 @@ class _Reused:
         if old is None or not encoder.dim:
             return
         check_encoder(read_info(old), encoder, old)
-        table = library("lancedb").connect(old / "lance").open_table(TABLE)
-        self._vectors = Nearest(old).vectors
+        table = library("lancedb").connect(old / LANCE).open_table(TABLE)
+        self._vectors = open_nearest(old).vectors
         for batch in table.search().select(["row", "content"]).to_batches():
             self._rows.update(zip(map(_digest, batch["content"].to_pylist()), batch["row"].to_pylist(), strict=True))
 
@@ -221,18 +235,20 @@ def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
 
 
-def _batches(passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
-    return (passages[begin : begin + BATCH] for begin in range(0, len(passages), BATCH))
+def _batches(folder: Path) -> Iterator[list[Passage]]:
+    with (folder / PASSAGES).open("rb") as lines:
+        while part := list(islice(lines, BATCH)):
+            yield [Passage.model_validate_json(line) for line in part]
 
 
-def _write_table(passages: Sequence[Passage], folder: Path) -> None:
+def _write_table(folder: Path) -> None:
     lancedb, arrow = library("lancedb"), library("pyarrow")
     filters = ("source", "title", "licence")
     strings = [(name, arrow.string()) for name in ("content", *filters)]
     schema = arrow.schema([("row", arrow.int64()), *strings, ("metadata", arrow.list_(arrow.string()))])
 
     def batches() -> Iterator[Any]:
-        for number, part in enumerate(_batches(passages)):
+        for number, part in enumerate(_batches(folder)):
             columns = {
                 "row": range(number * BATCH, number * BATCH + len(part)),
                 "content": [content(passage) for passage in part],
@@ -241,20 +257,20 @@ def _write_table(passages: Sequence[Passage], folder: Path) -> None:
             }
             yield arrow.record_batch([columns[name] for name in schema.names], schema=schema)
 
-    table = lancedb.connect(folder).create_table(TABLE, arrow.RecordBatchReader.from_batches(schema, batches()))
+    table = lancedb.connect(folder / LANCE).create_table(TABLE, arrow.RecordBatchReader.from_batches(schema, batches()))
     # One worker everywhere: how the index is divided must not depend on the number of cores.
     table.create_index("content", config=lancedb.index.FTS(num_workers=1))
 
 
 class _LanceIndex:
-    """An opened index. Words are searched by LanceDB, vectors by `Nearest`."""
+    """An opened index. Words are searched by LanceDB, vectors by `vectors.Nearest`."""
 
     def __init__(self, path: Path, encoder: Embedder | None, mode: Mode, reranker: Reranker | None) -> None:
         self._lancedb = library("lancedb")
-        self._table = self._lancedb.connect(path / "lance").open_table(TABLE)
+        self._table = self._lancedb.connect(path / LANCE).open_table(TABLE)
         self._lines = Lines(path / PASSAGES)
         self._encoder, self._mode, self._reranker = encoder, mode, reranker
-        self._nearest = Nearest(path) if encoder else None
+        self._nearest = open_nearest(path) if encoder else None
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, ties by passage id; a blank query has none. Queries are words, never syntax."""

@@ -47,19 +47,22 @@ def write_signs(folder: Path) -> float | None:
     Measured with 100 queries, each a passage's vector and as much noise. For SciFact's claims that is a little less than they find (docs/log.md).
     None where the search is exact: the index is small, or signs say too little about its vectors.
     """
-    exact = Nearest(folder)
-    vectors = exact.vectors
+    vectors = _load(folder / VECTORS)
     if len(vectors) <= EXACT_UP_TO:
         return None
-    blocks = [_signs(vectors[begin : begin + ROW_BLOCK]) for begin in range(0, len(vectors), ROW_BLOCK)]
-    np.save(folder / SIGNS, np.concatenate(blocks, axis=1))
+    signs = np.concatenate([_signs(vectors[begin : begin + ROW_BLOCK]) for begin in range(0, len(vectors), ROW_BLOCK)], axis=1)
     queries = _queries(vectors)
-    ways = (way.search(queries, SAMPLE_HITS) for way in (exact, Nearest(folder)))
-    recall = sum(len(dict(one).keys() & dict(other)) for one, other in zip(*ways, strict=True)) / (SAMPLE * SAMPLE_HITS)
+    exact, found = (way.search(queries, SAMPLE_HITS) for way in (Nearest(vectors), Nearest(vectors, signs)))
+    recall = sum(len(dict(one).keys() & dict(other)) for one, other in zip(exact, found, strict=True)) / (SAMPLE * SAMPLE_HITS)
     if recall < MIN_RECALL:
-        (folder / SIGNS).unlink()
         return None
+    np.save(folder / SIGNS, signs)
     return recall
+
+
+def open_nearest(folder: Path) -> Nearest:
+    """The vectors in a folder, read from disk as they are needed. ArtifactError where the files are missing or damaged."""
+    return Nearest(_load(folder / VECTORS), np.array(_load(folder / SIGNS)) if (folder / SIGNS).is_file() else None)
 
 
 def _queries(vectors: Vectors) -> Vectors:
@@ -68,11 +71,10 @@ def _queries(vectors: Vectors) -> Vectors:
 
 
 class Nearest:
-    """Searches the vectors in a folder; they are read from disk as they are needed. ArtifactError where the files are missing or damaged."""
+    """Searches vectors: exactly, or with signs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.vectors: Vectors = _load(folder / VECTORS)
-        self._signs: NDArray[np.uint64] | None = np.array(_load(folder / SIGNS)) if (folder / SIGNS).is_file() else None
+    def __init__(self, vectors: Vectors, signs: NDArray[np.uint64] | None = None) -> None:
+        self.vectors, self._signs = vectors, signs
 
     def search(self, queries: Vectors, k: int, rows: Rows | None = None) -> list[Ranking]:
         """For each query float32 [dim] the at most `k` rows with the highest cosine, ties by row. `rows`, ascending: only these."""
