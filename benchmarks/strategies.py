@@ -5,8 +5,8 @@
     python benchmarks/strategies.py --task starter-unseen -n 500 --corpora starter --strategies options options+passages
 
 The corpus is the contexts of PubMedQA, MedQuAD and the passages of the starter pack. Every reply is kept in --work, so a run that was ended goes on;
-its seconds are those of the processor, which a neighbour at work does not change, and are left out where a reply was kept from before. A 135M model is at chance on MedQA: what is shown is that the measurement
-works and what each strategy costs, not that a strategy helps.
+its seconds are those of the processor, which a neighbour at work does not change, and are left out where a reply was kept from
+before. A 135M model is at chance on MedQA: what is shown is that the measurement works and what each strategy costs, not that a strategy helps.
 """
 
 from __future__ import annotations
