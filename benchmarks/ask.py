@@ -74,9 +74,10 @@ def main() -> None:
                 votes, nearest = CASES[name]
                 requests = make_requests(votes, num_questions, nearest)
                 kept = Kept(work, name, facts)
-                if name.startswith("votes") and not kept.swept:
-                    sizes = (votes,) if options.quick else BATCHES
-                    kept.swept = {str(size): peer.seconds(requests[: 2 * votes], size)[0] for size in sizes}
+                for size in () if not name.startswith("votes") else (votes,) if options.quick else BATCHES:
+                    if str(size) not in kept.swept:
+                        kept.swept[str(size)] = peer.seconds(requests[: 2 * votes], size)[0]
+                        kept.save()
                 cases[name] = {**case(name, model, peer, requests, pairs, kept), **facts}
             result = {"name": "ask", "shots": SHOTS, "max_tokens": MAX_TOKENS, "cases": [cases[name] for name in known if name in cases]}
             print(json.dumps(result)) if options.quick else t.finish("ask", result)
@@ -157,8 +158,8 @@ class Kept:
         self.pairs: list[dict[str, Any]] = found.get("pairs", [])
         """Of each side, seconds and texts."""
 
-    def add(self, pair: dict[str, Any]) -> None:
-        self.pairs.append(pair)
+    def save(self) -> None:
+        """After each number that was measured."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(json.dumps({"facts": self._facts, "swept": self.swept, "pairs": self.pairs}))
 
@@ -173,7 +174,8 @@ def case(name: str, model: Any, peer: Peer, requests: list[Any], pairs: int, kep
         runs = {"ours": partial(ours, model, part), "peer": partial(peer.seconds, part, batch)}
         order = ("ours", "peer") if number % 2 == 0 else ("peer", "ours")
         pair = {side: dict(zip(("seconds", "texts"), runs[side](), strict=True)) for side in order}
-        kept.add(pair)
+        kept.pairs.append(pair)
+        kept.save()
         print(f"{name}: ours {pair['ours']['seconds']:.1f} s, peer {pair['peer']['seconds']:.1f} s", flush=True)
     times = {side: [pair[side]["seconds"] for pair in kept.pairs] for side in ("ours", "peer")}
     texts = {side: [text for pair in kept.pairs for text in pair[side]["texts"]] for side in ("ours", "peer")}

@@ -4,7 +4,7 @@
 SciFact's abstracts and claims are encoded once into the cache. 5k are 5,000 of the abstracts with their own vectors; the passages of
 50k and 500k are synthetic: half of one abstract and half of another, with the mean of their two vectors and some noise. Both sides
 store the same texts and vectors on disk, each in a process of its own, and search the same claims for 10 passages with text, one at a time
-and all together. Encoding is in neither side's time. Up to 100,000 passages our search is exact; recall@10 is measured on both sides against
+and all together. Encoding is in neither side's time. Up to 50,000 passages our search is exact; recall@10 is measured on both sides against
 numpy, beside what our index says of itself.
 """
 

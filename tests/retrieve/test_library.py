@@ -172,6 +172,22 @@ def test_a_changed_encoder_is_refused_and_the_library_stays(tmp_path: Path, docs
         open_index(current(root), "hybrid")
 
 
+@pytest.mark.parametrize("broken", ["version", "gone"])
+def test_an_index_of_an_older_aloe_is_made_anew_by_add(tmp_path: Path, docs: Path, encoder: Counting, broken: str) -> None:
+    root = tmp_path / "lib"
+    add(root, [docs], SETTINGS)
+    fresh, info = _contents(root), current(root) / "index.json"
+    if broken == "gone":
+        info.unlink()
+    else:
+        info.write_text(info.read_text().replace('"version": 3', '"version": 2'))
+    with pytest.raises(ArtifactError, match="build"):
+        open_index(current(root), "vector")
+    encoder.seen.clear()
+    assert add(root, [docs]) == Change(unchanged=2, passages=3, encoded=3) and len(encoder.seen) == 3
+    assert _contents(root) == fresh and _ids(root, "zorax") == ["guides/deep/pills.jsonl/z"]
+
+
 def test_a_broken_document_leaves_the_library_as_it_was(tmp_path: Path, docs: Path) -> None:
     root = tmp_path / "lib"
     add(root, [docs], SETTINGS)

@@ -118,9 +118,9 @@ def write_index(passages: Iterable[Passage], out: Path, embedder: str, encoder: 
 
     `reuse` is an index by the same encoder: the vector of a passage that stands there with the same words is taken from it.
     """
+    vectors, recall = _Reused(encoder, reuse), None
     num_passages, num_words = _write_passages(passages, out / PASSAGES)
     _write_table(out)
-    vectors, recall = _Reused(encoder, reuse), None
     if encoder.dim:
         contents = ([content(passage) for passage in part] for part in _batches(out))
         write_vectors(out, map(vectors.encode, contents), (num_passages, encoder.dim))
@@ -135,7 +135,7 @@ def write_index(passages: Iterable[Passage], out: Path, embedder: str, encoder: 
 
 def _write_passages(passages: Iterable[Passage], file: Path) -> tuple[int, int]:
     """passages.jsonl, sorted by id; returns the numbers of passages and of words."""
-    lines: list[tuple[str, bytes]] = []  # not the passages, which take more than twice the memory
+    lines: list[tuple[str, bytes]] = []  # not the passages, which take twice the memory
     num_words = 0
     for passage in passages:
         lines.append((passage.id, passage.model_dump_json().encode() + b"\n"))
@@ -213,10 +213,9 @@ class _Reused:
         if old is None or not encoder.dim:
             return
         check_encoder(read_info(old), encoder, old)
-        table = library("lancedb").connect(old / LANCE).open_table(TABLE)
         self._vectors = open_nearest(old).vectors
-        for batch in table.search().select(["row", "content"]).to_batches():
-            self._rows.update(zip(map(_digest, batch["content"].to_pylist()), batch["row"].to_pylist(), strict=True))
+        contents = (content(passage) for part in _batches(old) for passage in part)
+        self._rows = {_digest(text): row for row, text in enumerate(contents)}
 
     def encode(self, contents: Sequence[str]) -> Vectors:
         """float32 [len(contents), dim]."""

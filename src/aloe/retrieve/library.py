@@ -189,10 +189,18 @@ def _update(root: Path, library: Library, folders: Mapping[str, Folder]) -> Chan
     changed = sum(name in before and before[name].key != file.key for name, file in files.items())
     total = sum(len(file.passages) for file in files.values())
     change = Change(new=new, changed=changed, gone=gone, unchanged=len(files) - new - changed, passages=total)
-    if not (new or changed or gone):
+    if not (new or changed or gone) and (not library.current or _reusable(root, library)):
         return change
     every = (fresh.get(name) or old[name] for file in files.values() for name in file.passages)
     return change._replace(encoded=_publish(root, library, files, every, encoder))
+
+
+def _reusable(root: Path, library: Library) -> bool:
+    """Whether there is an index of this version; one of an older aloe is made anew from its passages."""
+    try:
+        return bool(library.current and read_info(root / library.current))
+    except ArtifactError:
+        return False
 
 
 def _passages(root: Path, library: Library) -> dict[str, Passage]:
@@ -210,7 +218,7 @@ def _publish(root: Path, library: Library, files: Mapping[str, File], passages: 
     name = f"{int(library.current or 0) + 1:06}"
     temporary = root / f"{name}.tmp"
     temporary.mkdir()
-    reuse = root / library.current if library.current else None
+    reuse = root / library.current if _reusable(root, library) else None
     _, encoded = write_index(passages, temporary, library.settings.embedder, encoder, reuse)
     write_jsonl(temporary / FILES, [{"file": file, **files[file].model_dump(mode="json")} for file in sorted(files)])
     fsync_tree(temporary)

@@ -24,7 +24,7 @@ Ranking = list[tuple[int, float]]  # (row, score), best first
 Rows = NDArray[np.int64]
 
 VECTORS, SIGNS = "vectors.npy", "signs.npy"
-EXACT_UP_TO = 100_000  # passages: about 30 ms a query
+EXACT_UP_TO = 50_000  # passages: about the time of a search by words
 COMPARED = 200  # a large index compares one passage in so many exactly,
 COMPARED_A_HIT = 20  # and at least so many for every hit asked for
 MIN_RECALL = 0.9  # an index whose signs find less is searched exactly, however large
@@ -61,8 +61,11 @@ def write_signs(folder: Path) -> float | None:
 
 
 def open_nearest(folder: Path) -> Nearest:
-    """The vectors in a folder, read from disk as they are needed. ArtifactError where the files are missing or damaged."""
-    return Nearest(_load(folder / VECTORS), np.array(_load(folder / SIGNS)) if (folder / SIGNS).is_file() else None)
+    """The vectors in a folder: those of a large index stay on disk. ArtifactError where the files are missing or damaged."""
+    vectors = _load(folder / VECTORS)
+    if (folder / SIGNS).is_file():
+        return Nearest(vectors, np.array(_load(folder / SIGNS)))
+    return Nearest(np.array(vectors))  # read whole for every query: memory has large pages, a mapped file takes twice the time
 
 
 def _queries(vectors: Vectors) -> Vectors:

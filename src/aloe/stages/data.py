@@ -302,7 +302,7 @@ class BuildIndex(Stage):
     """Documents to passages that can be searched and cited."""
 
     kind: Literal["index"]
-    version: ClassVar[int] = 2  # 2: windows count the encoder's tokens, sections are kept
+    version: ClassVar[int] = 3  # 3: vectors stand beside the table
     makes: ClassVar[str] = "index"
     corpora: tuple[str, ...] = Field(min_length=1)
     """Corpus name (see retrieve/corpus.py) or folder:PATH."""
