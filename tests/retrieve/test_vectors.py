@@ -41,6 +41,7 @@ def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Vector
     """A folder whose index is large, and its vectors."""
     monkeypatch.setattr(v, "EXACT_UP_TO", 500)
     monkeypatch.setattr(v, "COMPARED", 20)
+    monkeypatch.setattr(v, "COMPARED_LEAST", 100)
     vectors = made(1)
     v.write_vectors(tmp_path, (vectors[begin : begin + 700] for begin in range(0, NUM, 700)), vectors.shape)
     return tmp_path, vectors

@@ -25,8 +25,9 @@ Rows = NDArray[np.int64]
 
 VECTORS, SIGNS = "vectors.npy", "signs.npy"
 EXACT_UP_TO = 50_000  # passages: about the time of a search by words
-COMPARED = 200  # a large index compares one passage in so many exactly,
-COMPARED_A_HIT = 20  # and at least so many for every hit asked for
+COMPARED = 200  # of a large index, one passage in so many is compared exactly,
+COMPARED_LEAST = 1000  # and no fewer than this,
+COMPARED_A_HIT = 20  # nor than this for every hit asked for
 MIN_RECALL = 0.9  # an index whose signs find less is searched exactly, however large
 SAMPLE, SAMPLE_HITS = 100, 10
 QUERY_BLOCK = 32  # bounds the score matrix: 32 queries x 500k passages = 64 MB
@@ -61,11 +62,8 @@ def write_signs(folder: Path) -> float | None:
 
 
 def open_nearest(folder: Path) -> Nearest:
-    """The vectors in a folder: those of a large index stay on disk. ArtifactError where the files are missing or damaged."""
-    vectors = _load(folder / VECTORS)
-    if (folder / SIGNS).is_file():
-        return Nearest(vectors, np.array(_load(folder / SIGNS)))
-    return Nearest(np.array(vectors))  # read whole for every query: memory has large pages, a mapped file takes twice the time
+    """The vectors in a folder, which stay on disk. ArtifactError where the files are missing or damaged."""
+    return Nearest(_load(folder / VECTORS), np.array(_load(folder / SIGNS)) if (folder / SIGNS).is_file() else None)
 
 
 def _queries(vectors: Vectors) -> Vectors:
@@ -111,7 +109,7 @@ def _closest(signs: NDArray[np.uint64], query: Vectors, k: int, rows: Rows | Non
     for begin in range(0, len(differing), ROW_BLOCK):
         part = slice(begin, begin + ROW_BLOCK)
         np.bitwise_count(signs[:, part] ^ asked).sum(axis=0, dtype=np.uint16, out=differing[part])
-    num = max(COMPARED_A_HIT * k, len(differing) // COMPARED)
+    num = max(COMPARED_LEAST, COMPARED_A_HIT * k, len(differing) // COMPARED)
     limit = np.searchsorted(np.cumsum(np.bincount(differing)), num)  # a count of each difference is faster than a partial sort
     near = np.flatnonzero(differing <= limit)
     return near if rows is None else rows[near]
