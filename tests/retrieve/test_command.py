@@ -66,7 +66,8 @@ def test_search_keeps_to_its_filters_and_says_when_nothing_is_found(made: tuple[
 def test_stats_and_remove(made: tuple[Path, Path]) -> None:
     docs, lib = made
     said = _aloe("stats", lib)
-    for line in ("files      2 (1 .md, 1 .txt)", "passages   2 (5 words)", "cut at     30 tokens, 5 repeated", "encoder    hashing-1, 4096 numbers"):
+    lines = ("files      2 (1 .md, 1 .txt)", "passages   2 (5 words)", "cut at     30 tokens, 5 repeated", "encoder    hashing-1, 4096 numbers")
+    for line in (*lines, "meaning    finds all of the 10 nearest passages"):
         assert line in said.splitlines()
     assert f"folder     guides: {docs.resolve()}, MIT, ward=7" in said
     assert "1 gone, 1 unchanged" in _aloe("remove", lib, "guides/rest.txt")

@@ -172,13 +172,15 @@ def test_a_changed_encoder_is_refused_and_the_library_stays(tmp_path: Path, docs
         open_index(current(root), "hybrid")
 
 
-@pytest.mark.parametrize("broken", ["version", "gone"])
-def test_an_index_of_an_older_aloe_is_made_anew_by_add(tmp_path: Path, docs: Path, encoder: Counting, broken: str) -> None:
+@pytest.mark.parametrize("broken", ["version", "gone", "cut"])
+def test_an_index_that_is_older_or_damaged_is_made_anew_by_add(tmp_path: Path, docs: Path, encoder: Counting, broken: str) -> None:
     root = tmp_path / "lib"
     add(root, [docs], SETTINGS)
     fresh, info = _contents(root), current(root) / "index.json"
     if broken == "gone":
         info.unlink()
+    elif broken == "cut":
+        os.truncate(current(root) / "vectors.npy", 200)
     else:
         info.write_text(info.read_text().replace('"version": 3', '"version": 2'))
     with pytest.raises(ArtifactError, match="build"):

@@ -80,7 +80,7 @@ def stats(root: Root) -> None:
     print(f"encoder    {found.encoder}, {found.dim} numbers")
     if found.dim:
         share = "all" if found.recall is None else f"{found.recall:.1%}"
-        print(f"meaning    {share} of the 10 nearest passages are found")
+        print(f"meaning    finds {share} of the 10 nearest passages")
     for name, folder in found.library.folders.items():
         told = [folder.licence, *(f"{key}={value}" for key, value in folder.metadata.items())]
         print(f"folder     {name}: {folder.path}" + "".join(f", {word}" for word in told if word))

@@ -24,7 +24,7 @@ from aloe.core.errors import ArtifactError, RecipeError, SourceError
 from aloe.core.qa import Hit, Passage
 from aloe.retrieve.corpus import passages as corpus_passages
 from aloe.retrieve.embed import PROBE, Embedder, Server, Vectors, library, open_embedder
-from aloe.retrieve.vectors import DIGITS, Ranking, best, open_nearest, write_signs, write_vectors
+from aloe.retrieve.vectors import ANEW, DIGITS, Ranking, best, open_nearest, write_signs, write_vectors
 from aloe.retrieve.windows import Window
 
 Mode = Literal["text", "vector", "hybrid"]
@@ -192,7 +192,7 @@ def read_info(path: Path) -> IndexInfo:
     except OSError:
         raise ArtifactError("there is no index", where=str(file), do="build it first") from None
     except ValidationError as error:
-        raise ArtifactError(f"not an index of this version: {error.errors()[0]['msg']}", where=str(file), do="build it again") from None
+        raise ArtifactError(f"not an index of this version: {error.errors()[0]['msg']}", where=str(file), do=ANEW) from None
 
 
 def _probe(encoder: Embedder) -> tuple[float, ...]:

@@ -27,6 +27,7 @@ from aloe.core.rows import read_jsonl, write_jsonl
 from aloe.retrieve.corpus import corpus_files, file_passages
 from aloe.retrieve.embed import Embedder, open_embedder
 from aloe.retrieve.index import PASSAGES, Lines, read_info, token_window, write_index
+from aloe.retrieve.vectors import open_nearest
 from aloe.retrieve.windows import OVERLAP_TOKENS, PASSAGE_TOKENS
 
 STATE, FILES = "library.json", "files.jsonl"
@@ -196,11 +197,15 @@ def _update(root: Path, library: Library, folders: Mapping[str, Folder]) -> Chan
 
 
 def _reusable(root: Path, library: Library) -> bool:
-    """Whether there is an index of this version; one of an older aloe is made anew from its passages."""
+    """Whether there is an index that can be used; one of an older aloe, or a damaged one, is made anew from its passages."""
+    if not library.current:
+        return False
     try:
-        return bool(library.current and read_info(root / library.current))
+        if read_info(root / library.current).dim:
+            open_nearest(root / library.current)
     except ArtifactError:
         return False
+    return True
 
 
 def _passages(root: Path, library: Library) -> dict[str, Passage]:

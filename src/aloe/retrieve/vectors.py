@@ -24,6 +24,7 @@ Ranking = list[tuple[int, float]]  # (row, score), best first
 Rows = NDArray[np.int64]
 
 VECTORS, SIGNS = "vectors.npy", "signs.npy"
+ANEW = "build it again (a library: aloe index add)"
 EXACT_UP_TO = 50_000  # passages: about the time of a search by words
 COMPARED = 200  # of a large index, one passage in so many is compared exactly,
 COMPARED_LEAST = 1000  # and no fewer than this,
@@ -125,4 +126,4 @@ def _load(file: Path) -> Any:
     try:
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(f"the index is damaged: {error}", where=str(file), do="build it again") from error
+        raise ArtifactError(f"the index is damaged: {error}", where=str(file), do=ANEW) from error
