@@ -17,7 +17,6 @@ think*5 and think*20 have no peer: what the stop saves of self-consistency, whos
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -218,10 +217,9 @@ def stop(name: str, model: Any, num_questions: int, work: Path) -> dict[str, Any
     from aloe.ask.strategy import recorded, run
     from aloe.ask.vote import vote
     from aloe.evals.task import open_task, sample
-    from aloe.models.cached import CachedModel
 
     questions = sample(open_task("medqa").questions(), num_questions, 1, "medqa")
-    journal = CachedModel(model, hashlib.sha256(f"{t.MODEL} {model.chat.fingerprint}".encode()).hexdigest(), work / "journal")
+    journal = t.journal(t.MODEL, model, work)
     votes = int(name.partition("*")[2])
     readers = [vote(partial(think, THINK_TOKENS, SAMPLED), votes, adaptive=adaptive, same_orders=True) for adaptive in (False, True)]
     whole, stopped = (run([recorded(reader(question)) for question in questions], journal) for reader in readers)

@@ -12,7 +12,6 @@ before. A 135M model is at chance on MedQA: what is shown is that the measuremen
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import tempfile
@@ -91,9 +90,8 @@ def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, 
     from aloe.ask.registry import parse_name, prepare
     from aloe.ask.strategy import recorded, run
     from aloe.evals.examples import nearest_by, training_questions
-    from aloe.models.cached import CachedModel
 
-    journal = CachedModel(model, hashlib.sha256(f"{MODEL} {model.chat.fingerprint}".encode()).hexdigest(), work / "journal")
+    journal = t.journal(MODEL, model, work)
     sources: Dict = {"max_tokens": MAX_TOKENS, "index": index, "k": PASSAGES, "num_examples": SHOTS, "room": Room(model.window, model.count)}
     if parse_name(name).remembers:
         sources |= {"training": training_questions("medqa-dev", training, 1), "index_examples": nearest_by("minilm")}

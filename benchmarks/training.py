@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -271,6 +272,13 @@ def facts(threads: int) -> Job:
         "peer": "trl", "peer_version": peer.stdout.strip(), "commit": git.stdout.strip(), "threads": threads,
         "machine": f"{os.cpu_count()} x {cpu}, {platform.system()}",
     }  # fmt: skip
+
+
+def journal(spec: str, model: Any, work: Path) -> Any:
+    """The model with every reply kept in `work`, so that a run that was ended goes on."""
+    from aloe.models.cached import CachedModel
+
+    return CachedModel(model, hashlib.sha256(f"{spec} {model.chat.fingerprint}".encode()).hexdigest(), work / "journal")
 
 
 def earlier(name: str) -> dict[str, Job]:
