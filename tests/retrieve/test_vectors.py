@@ -49,7 +49,7 @@ def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Vector
 
 def test_vectors_come_back_as_they_were_written(large: tuple[Path, Vectors]) -> None:
     folder, vectors = large
-    np.testing.assert_array_equal(v.open_nearest(folder).vectors, vectors)
+    np.testing.assert_array_equal(v.open_nearest(folder, signs=False).vectors, vectors)
     np.testing.assert_array_equal(np.load(folder / v.VECTORS), vectors)
 
 
@@ -58,18 +58,18 @@ def test_a_small_index_is_searched_exactly_and_has_no_signs(tmp_path: Path) -> N
     v.write_vectors(tmp_path, [vectors], vectors.shape)
     assert v.write_signs(tmp_path) is None and not (tmp_path / v.SIGNS).exists()
     queries = near(vectors, [5, 299])
-    for query, found in zip(queries, v.open_nearest(tmp_path).search(queries, 20), strict=True):
+    for query, found in zip(queries, v.open_nearest(tmp_path, signs=False).search(queries, 20), strict=True):
         assert rows_of(found) == rows_of(cosines(vectors, query, 20))
         np.testing.assert_allclose([score for _, score in found], [score for _, score in cosines(vectors, query, 20)], atol=2e-6)
 
 
 def test_signs_find_what_they_say_they_find(large: tuple[Path, Vectors]) -> None:
     folder, vectors = large
-    exact = v.open_nearest(folder)
+    exact = v.open_nearest(folder, signs=False)
     said = v.write_signs(folder)
     assert said is not None and v.MIN_RECALL <= said <= 1
     queries = near(vectors, list(range(0, NUM, 20)))
-    ways = (exact.search(queries, 10), v.open_nearest(folder).search(queries, 10))
+    ways = (exact.search(queries, 10), v.open_nearest(folder, signs=True).search(queries, 10))
     shares = [len(set(rows_of(one)) & set(rows_of(other))) / 10 for one, other in zip(*ways, strict=True)]
     assert abs(float(np.mean(shares)) - said) < 0.05
     first = [one[0][0] == other[0][0] for one, other in zip(*ways, strict=True)]
@@ -80,7 +80,7 @@ def test_scores_are_exact_cosines_also_where_the_choice_is_by_signs(large: tuple
     folder, vectors = large
     v.write_signs(folder)
     queries = near(vectors, [7, 1234])
-    for query, found in zip(queries, v.open_nearest(folder).search(queries, 15), strict=True):
+    for query, found in zip(queries, v.open_nearest(folder, signs=True).search(queries, 15), strict=True):
         assert len(found) == 15 and found == sorted(found, key=lambda hit: (-hit[1], hit[0]))
         np.testing.assert_allclose([score for _, score in found], [float(vectors[row] @ query) for row, _ in found], atol=2e-6)
 
@@ -101,7 +101,7 @@ def test_the_candidates_are_those_whose_signs_differ_least(large: tuple[Path, Ve
 def test_only_the_rows_given_are_found_whether_many_or_few(large: tuple[Path, Vectors]) -> None:
     folder, vectors = large
     v.write_signs(folder)
-    index, query = v.open_nearest(folder), near(vectors, [42])
+    index, query = v.open_nearest(folder, signs=True), near(vectors, [42])
     for rows in (np.arange(0, NUM, 3), np.arange(0, NUM, 400), np.arange(3), np.zeros(0, np.int64)):
         (found,) = index.search(query, 10, rows)
         assert set(rows_of(found)) <= set(rows.tolist()) and len(found) == min(10, len(rows))
@@ -120,17 +120,20 @@ def test_an_index_whose_signs_say_too_little_is_searched_exactly(large: tuple[Pa
     v.write_vectors(folder, [vectors], vectors.shape)
     assert v.write_signs(folder) is None and not (folder / v.SIGNS).exists()
     query = near(vectors, [42])
-    assert rows_of(v.open_nearest(folder).search(query, 10)[0]) == rows_of(cosines(vectors, query[0], 10))
+    assert rows_of(v.open_nearest(folder, signs=False).search(query, 10)[0]) == rows_of(cosines(vectors, query[0], 10))
 
 
-@pytest.mark.parametrize("cut", [0, 50, 5000])
-def test_a_damaged_file_is_named(large: tuple[Path, Vectors], cut: int) -> None:
+@pytest.mark.parametrize("cut", [0, 50, 5000, None])
+def test_a_damaged_or_missing_file_is_named(large: tuple[Path, Vectors], cut: int | None) -> None:
     folder, _ = large
     v.write_signs(folder)
     for name in (v.SIGNS, v.VECTORS):
-        (folder / name).write_bytes((folder / name).read_bytes()[:cut])
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if cut is not None:
+            (folder / name).write_bytes(whole[:cut])
         with pytest.raises(ArtifactError, match=rf"(?s)damaged.*{name}.*build it again"):
-            v.open_nearest(folder)
+            v.open_nearest(folder, signs=True)
 
 
 class Known:

@@ -24,6 +24,7 @@ def add(
     passage_tokens: Annotated[int | None, typer.Option(min=20, help="Longest passage; fixed once made.")] = None,
     overlap_tokens: Annotated[int | None, typer.Option(min=0, help="Repeated from the passage before; fixed once made.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the documents that name none; default: as before.")] = None, meta: Meta = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Read and encode all of it again: the encoder is another one now.")] = False,
 ) -> None:  # fmt: skip
     """Bring a library in line with folders of documents: only what changed is encoded.  Example: aloe index add guidelines --to library"""
     from aloe.retrieve import library
@@ -31,7 +32,7 @@ def add(
     asked = {"embedder": embedder, "passage_tokens": passage_tokens, "overlap_tokens": overlap_tokens}
     given = {name: value for name, value in asked.items() if value is not None}
     old = library.read_library(to).settings if (to / library.STATE).is_file() else library.Settings()
-    _print(library.add(to, folders, old.model_copy(update=given), licence, None if meta is None else _pairs(meta)))
+    _print(library.add(to, folders, old.model_copy(update=given), licence, None if meta is None else _pairs(meta), anew=anew))
 
 
 @app.command()

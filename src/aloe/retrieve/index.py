@@ -36,6 +36,7 @@ PASSAGES, INFO, LANCE, TABLE = "passages.jsonl", "index.json", "lance", "passage
 BATCH = 1024
 BLOCK = 1 << 24  # bytes
 SAME_PROBE = 0.99  # cosine; servers round differently from call to call
+ENCODE_ANEW = "build it again (a library: aloe index add --anew)"
 TEXT_DIGITS = 4  # BM25 scores that differ by less are ties, as in `vectors`
 
 
@@ -178,10 +179,10 @@ def check_encoder(info: IndexInfo, encoder: Embedder, where: Path) -> None:
     """ArtifactError where the index was made with other weights, another version or other dimensions: its vectors mean something else."""
     if (encoder.name, encoder.dim) != (info.encoder, info.dim):
         made, now = f"{info.encoder} ({info.dim} numbers)", f"{encoder.name} ({encoder.dim} numbers)"
-        raise ArtifactError(f"the index was made with {made}, but {now} is installed", where=str(where), do="build it again")
+        raise ArtifactError(f"the index was made with {made}, but {now} is installed", where=str(where), do=ENCODE_ANEW)
     if info.probe and float(np.dot(info.probe, _probe(encoder))) < SAME_PROBE:
         what = f"the server's {info.encoder} is not the model that made the index: one text has now another vector"
-        raise ArtifactError(what, where=str(where), do="build it again, or go back to the old model")
+        raise ArtifactError(what, where=str(where), do=f"go back to the old model, or {ENCODE_ANEW}")
 
 
 def read_info(path: Path) -> IndexInfo:
@@ -213,7 +214,7 @@ class _Reused:
         if old is None or not encoder.dim:
             return
         check_encoder(read_info(old), encoder, old)
-        self._vectors = open_nearest(old).vectors
+        self._vectors = open_nearest(old, signs=False).vectors
         contents = (content(passage) for part in _batches(old) for passage in part)
         self._rows = {_digest(text): row for row, text in enumerate(contents)}
 
@@ -269,7 +270,7 @@ class _LanceIndex:
         self._table = self._lancedb.connect(path / LANCE).open_table(TABLE)
         self._lines = Lines(path / PASSAGES)
         self._encoder, self._mode, self._reranker = encoder, mode, reranker
-        self._nearest = open_nearest(path) if encoder else None
+        self._nearest = open_nearest(path, signs=read_info(path).recall is not None) if encoder else None
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, ties by passage id; a blank query has none. Queries are words, never syntax."""

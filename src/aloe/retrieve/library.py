@@ -108,12 +108,15 @@ def add(
     settings: Settings | None = None,
     licence: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    *,
+    anew: bool = False,
 ) -> Change:
     """Bring the library in line with the folders: files that are new or changed are read, files that are gone leave it.
 
     `settings` make a new library (None = the defaults) and must be those of an old one; `licence` and `metadata` hold for all
-    documents of the folders (None = as before). Raises SourceError where a document cannot be read, RecipeError for other
-    settings, ArtifactError where another encoder is installed than made the library.
+    documents of the folders (None = as before). `anew` reads and encodes all folders of the library again. Raises SourceError
+    where a document cannot be read, RecipeError for other settings, ArtifactError where another encoder is installed than made
+    the library, and not `anew`.
     """
     paths = [path.expanduser().resolve() for path in folders]
     for path in paths:
@@ -123,7 +126,7 @@ def add(
         library = _settled(root, settings)
         for path in paths:
             library = _with_folder(library, path, licence, metadata)
-        return _update(root, library, {path.name: library.folders[path.name] for path in paths})
+        return _update(root, library, library.folders if anew else {path.name: library.folders[path.name] for path in paths}, anew)
 
 
 def remove(root: Path, source: str) -> Change:
@@ -169,8 +172,8 @@ def _with_folder(library: Library, path: Path, licence: str | None, metadata: Ma
     return library.model_copy(update={"folders": {**library.folders, path.name: folder}})
 
 
-def _update(root: Path, library: Library, folders: Mapping[str, Folder]) -> Change:
-    """Read what changed in `folders`, publish the next version if anything did."""
+def _update(root: Path, library: Library, folders: Mapping[str, Folder], anew: bool) -> Change:
+    """Read what changed in `folders`, or all of it, publish the next version if anything did."""
     old, before = _passages(root, library), read_files(root, library)
     encoder = open_embedder(library.settings.embedder)
     window = token_window(encoder, library.settings.passage_tokens, library.settings.overlap_tokens)
@@ -180,7 +183,7 @@ def _update(root: Path, library: Library, folders: Mapping[str, Folder]) -> Chan
         for path in corpus_files(f"folder:{folder.path}"):
             file = f"{name}/{path.relative_to(folder.path).as_posix()}"
             key = fingerprint({"sha256": sha256_file(path), "licence": folder.licence, "metadata": folder.metadata})
-            if file in before and before[file].key == key:
+            if file in before and before[file].key == key and not anew:
                 files[file] = before[file]
             else:
                 found = list(file_passages(Path(folder.path), path, window, folder.licence, folder.metadata))
@@ -190,22 +193,24 @@ def _update(root: Path, library: Library, folders: Mapping[str, Folder]) -> Chan
     changed = sum(name in before and before[name].key != file.key for name, file in files.items())
     total = sum(len(file.passages) for file in files.values())
     change = Change(new=new, changed=changed, gone=gone, unchanged=len(files) - new - changed, passages=total)
-    if not (new or changed or gone) and (not library.current or _reusable(root, library)):
+    if not (new or changed or gone or anew) and (not library.current or _reusable(root, library)):
         return change
     every = (fresh.get(name) or old[name] for file in files.values() for name in file.passages)
-    return change._replace(encoded=_publish(root, library, files, every, encoder))
+    return change._replace(encoded=_publish(root, library, files, every, encoder, anew))
 
 
-def _reusable(root: Path, library: Library) -> bool:
-    """Whether there is an index that can be used; one of an older aloe, or a damaged one, is made anew from its passages."""
+def _reusable(root: Path, library: Library) -> Path | None:
+    """The index whose vectors can be used; one of an older aloe, or a damaged one, is made anew from its passages."""
     if not library.current:
-        return False
+        return None
+    index = root / library.current
     try:
-        if read_info(root / library.current).dim:
-            open_nearest(root / library.current)
+        info = read_info(index)
+        if info.dim:
+            open_nearest(index, signs=info.recall is not None)
     except ArtifactError:
-        return False
-    return True
+        return None
+    return index
 
 
 def _passages(root: Path, library: Library) -> dict[str, Passage]:
@@ -216,14 +221,14 @@ def _passages(root: Path, library: Library) -> dict[str, Passage]:
     return {passage.id: passage for passage in passages}
 
 
-def _publish(root: Path, library: Library, files: Mapping[str, File], passages: Iterable[Passage], encoder: Embedder) -> int:
+def _publish(root: Path, library: Library, files: Mapping[str, File], passages: Iterable[Passage], encoder: Embedder, anew: bool = False) -> int:
     """Write the next version, point to it, and clear away what is older than the one before; returns the number of passages encoded."""
     for left in root.glob("*.tmp"):
         shutil.rmtree(left)  # of a change that was killed
     name = f"{int(library.current or 0) + 1:06}"
     temporary = root / f"{name}.tmp"
     temporary.mkdir()
-    reuse = root / library.current if _reusable(root, library) else None
+    reuse = None if anew else _reusable(root, library)
     _, encoded = write_index(passages, temporary, library.settings.embedder, encoder, reuse)
     write_jsonl(temporary / FILES, [{"file": file, **files[file].model_dump(mode="json")} for file in sorted(files)])
     fsync_tree(temporary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aloe.core.errors import ModelError
-from aloe.retrieve.embed import load, model_folder
+from aloe.retrieve.embed import library, load, model_folder
 
 
 class CrossEncoder:
@@ -19,7 +19,11 @@ class CrossEncoder:
             raise ModelError(what, where=str(folder), do="take a model that was trained to rank")
 
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
-        """The model's score of each text; what is longer than it reads is cut off."""
+        """The model's logit for each text; what is longer than it reads is cut off.
+
+        Not the sigmoid that many models are saved with: near 0 and 1 it makes different logits equal.
+        """
         if not texts:
             return []
-        return [float(score) for score in self._model.predict([(query, text) for text in texts], show_progress_bar=False)]
+        identity = library("torch").nn.Identity()
+        return [float(score) for score in self._model.predict([(query, text) for text in texts], activation_fn=identity, show_progress_bar=False)]

@@ -62,9 +62,9 @@ def write_signs(folder: Path) -> float | None:
     return recall
 
 
-def open_nearest(folder: Path) -> Nearest:
-    """The vectors in a folder, which stay on disk. ArtifactError where the files are missing or damaged."""
-    return Nearest(_load(folder / VECTORS), np.array(_load(folder / SIGNS)) if (folder / SIGNS).is_file() else None)
+def open_nearest(folder: Path, signs: bool) -> Nearest:
+    """The vectors in a folder, which stay on disk, and their signs where it has them. ArtifactError where a file is missing or damaged."""
+    return Nearest(_load(folder / VECTORS), np.array(_load(folder / SIGNS)) if signs else None)
 
 
 def _queries(vectors: Vectors) -> Vectors:
