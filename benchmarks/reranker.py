@@ -2,9 +2,9 @@
 
 It reads the conclusions of PubMedQA's 1,000 articles with their abstracts, then twice the training claims of SciFact with theirs, each beside
 three abstracts that a search ranks high for it. The test claims are not among them. What it shows is that reranking works and what it can give on
-texts like those it was trained on; a public cross-encoder has read a thousand times as many.
+texts like those it was trained on; a public cross-encoder has read far more.
 
-`python benchmarks/retrieve.py --cases reranked` trains it once, about an hour of a core, and keeps it in --cache.
+`python benchmarks/retrieve.py --cases reranked` trains it once, which takes more than an hour of a core, and keeps it in --cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,7 @@ def test_anew_reads_and_encodes_every_folder_again(tmp_path: Path, docs: Path, e
     add(root, [docs, other], SETTINGS)
     encoder.name = "hashing-2"
     encoder.seen.clear()
+    (current(root) / "passages.jsonl").unlink()  # nothing of the old index is needed
     assert add(root, [docs], anew=True) == Change(unchanged=3, passages=4, encoded=4) and len(encoder.seen) == 4
     add(tmp_path / "fresh", [docs, other], SETTINGS)
     assert _contents(root) == _contents(tmp_path / "fresh")
@@ -205,6 +207,22 @@ def test_an_index_that_is_older_or_damaged_is_made_anew_by_add(tmp_path: Path, d
     encoder.seen.clear()
     assert add(root, [docs]) == Change(unchanged=2, passages=3, encoded=3) and len(encoder.seen) == 3
     assert _contents(root) == fresh and _ids(root, "zorax") == ["guides/deep/pills.jsonl/z"]
+
+
+@pytest.mark.parametrize("size", [None, 0, 200])
+def test_lost_passages_are_named_and_anew_brings_them_back(tmp_path: Path, docs: Path, size: int | None) -> None:
+    root = tmp_path / "lib"
+    add(root, [docs], SETTINGS)
+    fresh, passages = _contents(root), current(root) / "passages.jsonl"
+    passages.unlink() if size is None else os.truncate(passages, size)
+    for use in (lambda: open_index(current(root), "text"), lambda: add(root, [docs]), lambda: remove(root, "notes")):
+        with pytest.raises(ArtifactError, match=r"(?s)damaged.*passages\.jsonl.*aloe index add --anew"):
+            use()
+    add(root, [docs], anew=True)
+    assert _contents(root) == fresh
+    shutil.rmtree(current(root) / "lance")
+    with pytest.raises(ArtifactError, match=r"(?s)damaged.*lance.*aloe index add --anew"):
+        open_index(current(root), "text")
 
 
 def test_a_broken_document_leaves_the_library_as_it_was(tmp_path: Path, docs: Path) -> None:

@@ -267,10 +267,17 @@ class _LanceIndex:
 
     def __init__(self, path: Path, encoder: Embedder | None, mode: Mode, reranker: Reranker | None) -> None:
         self._lancedb = library("lancedb")
-        self._table = self._lancedb.connect(path / LANCE).open_table(TABLE)
+        try:
+            self._table = self._lancedb.connect(path / LANCE).open_table(TABLE)
+        except ValueError as error:
+            raise ArtifactError(f"the index is damaged: {error}", where=str(path / LANCE), do=ENCODE_ANEW) from error
         self._lines = Lines(path / PASSAGES)
+        info = read_info(path)
+        if len(self._lines) != info.num_passages:
+            what = f"the index is damaged: {len(self._lines)} of its {info.num_passages} passages are there"
+            raise ArtifactError(what, where=str(path / PASSAGES), do=ENCODE_ANEW)
         self._encoder, self._mode, self._reranker = encoder, mode, reranker
-        self._nearest = open_nearest(path, signs=read_info(path).recall is not None) if encoder else None
+        self._nearest = open_nearest(path, signs=info.recall is not None) if encoder else None
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, ties by passage id; a blank query has none. Queries are words, never syntax."""
@@ -318,9 +325,11 @@ class _LanceIndex:
 
 
 class Lines:
-    """The lines of a file by number, from 0, read when they are asked for."""
+    """The lines of passages.jsonl by number, from 0, read when they are asked for. ArtifactError where there is no such file."""
 
     def __init__(self, file: Path) -> None:
+        if not file.is_file() or not file.stat().st_size:
+            raise ArtifactError("the index is damaged: its passages are gone", where=str(file), do=ENCODE_ANEW)
         starts = [np.zeros(1, np.int64)]
         with file.open("rb") as handle:
             while block := handle.read(BLOCK):  # not through the map: every page of the file would stay in memory

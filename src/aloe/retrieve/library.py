@@ -26,7 +26,7 @@ from aloe.core.qa import Passage
 from aloe.core.rows import read_jsonl, write_jsonl
 from aloe.retrieve.corpus import corpus_files, file_passages
 from aloe.retrieve.embed import Embedder, open_embedder
-from aloe.retrieve.index import PASSAGES, Lines, read_info, token_window, write_index
+from aloe.retrieve.index import ENCODE_ANEW, PASSAGES, Lines, read_info, token_window, write_index
 from aloe.retrieve.vectors import open_nearest
 from aloe.retrieve.windows import OVERLAP_TOKENS, PASSAGE_TOKENS
 
@@ -133,7 +133,8 @@ def remove(root: Path, source: str) -> Change:
     """Take a folder, a file (`<folder>/<path in it>`), or everything of one source out of the library. SourceError where there is no such thing."""
     with locked(root):
         library = read_library(root)
-        files, old = read_files(root, library), _passages(root, library)
+        files = read_files(root, library)
+        old = _passages(root, library, files)
         out = {name for name in files if name == source or name.startswith(source.rstrip("/") + "/")}
         leaving = {name for name, passage in old.items() if passage.source == source} | {name for file in out for name in files[file].passages}
         if not leaving and not out:
@@ -174,7 +175,8 @@ def _with_folder(library: Library, path: Path, licence: str | None, metadata: Ma
 
 def _update(root: Path, library: Library, folders: Mapping[str, Folder], anew: bool) -> Change:
     """Read what changed in `folders`, or all of it, publish the next version if anything did."""
-    old, before = _passages(root, library), read_files(root, library)
+    before = read_files(root, library)
+    old = {} if anew else _passages(root, library, before)
     encoder = open_embedder(library.settings.embedder)
     window = token_window(encoder, library.settings.passage_tokens, library.settings.overlap_tokens)
     files = {name: file for name, file in before.items() if name.partition("/")[0] not in folders}
@@ -213,12 +215,16 @@ def _reusable(root: Path, library: Library) -> Path | None:
     return index
 
 
-def _passages(root: Path, library: Library) -> dict[str, Passage]:
+def _passages(root: Path, library: Library, files: Mapping[str, File]) -> dict[str, Passage]:
+    """The passages of the files. ArtifactError where one is not in the index."""
     if not library.current:
         return {}
     lines = Lines(root / library.current / PASSAGES)
     passages = (Passage.model_validate_json(lines[number]) for number in range(len(lines)))
-    return {passage.id: passage for passage in passages}
+    found = {passage.id: passage for passage in passages}
+    if lost := sum(name not in found for file in files.values() for name in file.passages):
+        raise ArtifactError(f"the library is damaged: {lost} of its passages are gone", where=str(root / library.current / PASSAGES), do=ENCODE_ANEW)
+    return found
 
 
 def _publish(root: Path, library: Library, files: Mapping[str, File], passages: Iterable[Passage], encoder: Embedder, anew: bool = False) -> int:
