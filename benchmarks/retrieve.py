@@ -38,7 +38,7 @@ from aloe.core.rows import read_jsonl
 from aloe.evals.statistics import paired
 from aloe.retrieve import embed
 from aloe.retrieve.embed import MiniLM, Vectors
-from aloe.retrieve.index import RERANK_DEPTH, Mode, open_index, write_index
+from aloe.retrieve.index import RERANK_DEPTH, Mode, open_index, read_info, write_index
 from aloe.retrieve.rerank import CrossEncoder
 from aloe.retrieve.vectors import EXACT_UP_TO
 
@@ -118,12 +118,18 @@ def ndcg(hits: Sequence[Hit], relevant: dict[str, int]) -> float:
     return sum(g / np.log2(r + 2) for r, g in enumerate(gains)) / sum(g / np.log2(r + 2) for r, g in enumerate(ideal))
 
 
-def quality(data: Path, cache: Path, work: Path) -> Dict:
+def indexed(data: Path, cache: Path, work: Path) -> tuple[list[Passage], Dict, Dict]:
+    """What `scifact` returns, with an index of the abstracts in `work`."""
     abstracts, claims, relevant = scifact(data)
     encoder = Cached(cache / "scifact.npz")
     embed.EMBEDDERS["minilm"] = lambda: encoder
     write_index(abstracts, work, "minilm", encoder)
-    case: Dict = {"name": "scifact", "num_passages": len(abstracts), "encoder": encoder.name, "published_bm25": BM25, "ndcg_at_10": {}}
+    return abstracts, claims, relevant
+
+
+def quality(data: Path, cache: Path, work: Path) -> Dict:
+    abstracts, claims, relevant = indexed(data, cache, work)
+    case: Dict = {"name": "scifact", "num_passages": len(abstracts), "encoder": read_info(work).encoder, "published_bm25": BM25, "ndcg_at_10": {}}
     for split, judged in sorted(relevant.items(), reverse=True):
         for mode in MODES:
             found = open_index(work, mode).search([claims[key] for key in judged], K)
@@ -137,10 +143,7 @@ def quality(data: Path, cache: Path, work: Path) -> Dict:
 
 def reranked(data: Path, cache: Path, work: Path) -> Dict:
     """The first 50 passages of the search by both, ordered by a cross-encoder that reranker.py trains on SciFact's training claims."""
-    abstracts, claims, relevant = scifact(data)
-    encoder = Cached(cache / "scifact.npz")
-    embed.EMBEDDERS["minilm"] = lambda: encoder
-    write_index(abstracts, work, "minilm", encoder)
+    abstracts, claims, relevant = indexed(data, cache, work)
     plain = open_index(work, "hybrid")
 
     def find(claim: str) -> list[Passage]:

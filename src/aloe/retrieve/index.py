@@ -36,7 +36,6 @@ PASSAGES, INFO, LANCE, TABLE = "passages.jsonl", "index.json", "lance", "passage
 BATCH = 1024
 BLOCK = 1 << 24  # bytes
 SAME_PROBE = 0.99  # cosine; servers round differently from call to call
-ENCODE_ANEW = "build it again (a library: aloe index add --anew)"
 TEXT_DIGITS = 4  # BM25 scores that differ by less are ties, as in `vectors`
 
 
@@ -167,22 +166,22 @@ def open_index(path: Path, mode: Mode = "hybrid", *, embedder: str | None = None
     if embedder not in (None, info.embedder):
         raise RecipeError(f"the index was made with the embedder {info.embedder!r}, not {embedder!r}", where=str(path), do="build it again")
     if mode == "text":
-        return _LanceIndex(path, None, mode, reranker)
+        return _LanceIndex(path, info, None, mode, reranker)
     if not info.dim:
         raise RecipeError(f"the index has no vectors for mode {mode!r}", where=str(path), do="use mode text, or build it with an embedder")
     encoder = open_embedder(info.embedder)
     check_encoder(info, encoder, path)
-    return _LanceIndex(path, encoder, mode, reranker)
+    return _LanceIndex(path, info, encoder, mode, reranker)
 
 
 def check_encoder(info: IndexInfo, encoder: Embedder, where: Path) -> None:
     """ArtifactError where the index was made with other weights, another version or other dimensions: its vectors mean something else."""
     if (encoder.name, encoder.dim) != (info.encoder, info.dim):
         made, now = f"{info.encoder} ({info.dim} numbers)", f"{encoder.name} ({encoder.dim} numbers)"
-        raise ArtifactError(f"the index was made with {made}, but {now} is installed", where=str(where), do=ENCODE_ANEW)
+        raise ArtifactError(f"the index was made with {made}, but {now} is installed", where=str(where), do=ANEW)
     if info.probe and float(np.dot(info.probe, _probe(encoder))) < SAME_PROBE:
         what = f"the server's {info.encoder} is not the model that made the index: one text has now another vector"
-        raise ArtifactError(what, where=str(where), do=f"go back to the old model, or {ENCODE_ANEW}")
+        raise ArtifactError(what, where=str(where), do=f"go back to the old model, or {ANEW}")
 
 
 def read_info(path: Path) -> IndexInfo:
@@ -265,17 +264,16 @@ def _write_table(folder: Path) -> None:
 class _LanceIndex:
     """An opened index. Words are searched by LanceDB, vectors by `vectors.Nearest`."""
 
-    def __init__(self, path: Path, encoder: Embedder | None, mode: Mode, reranker: Reranker | None) -> None:
+    def __init__(self, path: Path, info: IndexInfo, encoder: Embedder | None, mode: Mode, reranker: Reranker | None) -> None:
         self._lancedb = library("lancedb")
         try:
             self._table = self._lancedb.connect(path / LANCE).open_table(TABLE)
         except ValueError as error:
-            raise ArtifactError(f"the index is damaged: {error}", where=str(path / LANCE), do=ENCODE_ANEW) from error
+            raise ArtifactError(f"the index is damaged: {error}", where=str(path / LANCE), do=ANEW) from error
         self._lines = Lines(path / PASSAGES)
-        info = read_info(path)
         if len(self._lines) != info.num_passages:
             what = f"the index is damaged: {len(self._lines)} of its {info.num_passages} passages are there"
-            raise ArtifactError(what, where=str(path / PASSAGES), do=ENCODE_ANEW)
+            raise ArtifactError(what, where=str(path / PASSAGES), do=ANEW)
         self._encoder, self._mode, self._reranker = encoder, mode, reranker
         self._nearest = open_nearest(path, signs=info.recall is not None) if encoder else None
 
@@ -329,7 +327,7 @@ class Lines:
 
     def __init__(self, file: Path) -> None:
         if not file.is_file() or not file.stat().st_size:
-            raise ArtifactError("the index is damaged: its passages are gone", where=str(file), do=ENCODE_ANEW)
+            raise ArtifactError("the index is damaged: its passages are gone", where=str(file), do=ANEW)
         starts = [np.zeros(1, np.int64)]
         with file.open("rb") as handle:
             while block := handle.read(BLOCK):  # not through the map: every page of the file would stay in memory

@@ -26,8 +26,8 @@ from aloe.core.qa import Passage
 from aloe.core.rows import read_jsonl, write_jsonl
 from aloe.retrieve.corpus import corpus_files, file_passages
 from aloe.retrieve.embed import Embedder, open_embedder
-from aloe.retrieve.index import ENCODE_ANEW, PASSAGES, Lines, read_info, token_window, write_index
-from aloe.retrieve.vectors import open_nearest
+from aloe.retrieve.index import PASSAGES, Lines, read_info, token_window, write_index
+from aloe.retrieve.vectors import ANEW, open_nearest
 from aloe.retrieve.windows import OVERLAP_TOKENS, PASSAGE_TOKENS
 
 STATE, FILES = "library.json", "files.jsonl"
@@ -223,7 +223,7 @@ def _passages(root: Path, library: Library, files: Mapping[str, File]) -> dict[s
     passages = (Passage.model_validate_json(lines[number]) for number in range(len(lines)))
     found = {passage.id: passage for passage in passages}
     if lost := sum(name not in found for file in files.values() for name in file.passages):
-        raise ArtifactError(f"the library is damaged: {lost} of its passages are gone", where=str(root / library.current / PASSAGES), do=ENCODE_ANEW)
+        raise ArtifactError(f"the library is damaged: {lost} of its passages are gone", where=str(root / library.current / PASSAGES), do=ANEW)
     return found
 
 

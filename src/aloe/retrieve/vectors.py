@@ -24,7 +24,7 @@ Ranking = list[tuple[int, float]]  # (row, score), best first
 Rows = NDArray[np.int64]
 
 VECTORS, SIGNS = "vectors.npy", "signs.npy"
-ANEW = "build it again (a library: aloe index add)"
+ANEW = "build it again (a library: aloe index add --anew)"
 EXACT_UP_TO = 50_000  # passages: about the time of a search by words
 COMPARED = 200  # of a large index, one passage in so many is compared exactly,
 COMPARED_LEAST = 1000  # and no fewer than this,
