@@ -8,7 +8,7 @@ A case takes up to two hours. Every pair is kept in --work: a run that was ended
 
 votes-5, votes-20: the peer decodes the votes in batches of the size that is fastest for it (swept, the votes of several questions may
 share a batch). one-by-one-5, one-by-one-20: the peer makes a call a vote, as prompt_engine does. A question's shots are its nearest, as in
-Medprompt, so that only its own votes begin alike: of what five votes read, at best four fifths can be saved. In the cases -same-shots all
+Medprompt, so that only its own votes begin alike: of what five votes read, at best four fifths can be saved. In one-by-one-5-same-shots all
 questions have the same five, as in few-shot prompting. Each pair takes a fifth of the questions, so that both sides answer all of them once.
 Both sides write whole replies; how many calls the adaptive stop then saves, and that it changes no answer, is counted from these replies.
 think*5 and think*20 have no peer: what the stop saves of self-consistency, whose members draw and see the options in one order.
@@ -34,8 +34,7 @@ SHOTS, MAX_TOKENS, THREADS = 5, 48, 2
 BATCHES = (5, 10, 20, 40)
 CASES = {
     # case -> votes, whether each question has shots of its own
-    "votes-5": (5, True), "votes-20": (20, True), "one-by-one-5": (5, True), "one-by-one-20": (20, True),
-    "one-by-one-5-same-shots": (5, False), "one-by-one-20-same-shots": (20, False),
+    "votes-5": (5, True), "votes-20": (20, True), "one-by-one-5": (5, True), "one-by-one-20": (20, True), "one-by-one-5-same-shots": (5, False),
 }  # fmt: skip
 STOPS, THINK_TOKENS = ("think*5", "think*20"), 256
 
@@ -96,7 +95,7 @@ def make_requests(votes: int, num_questions: int, nearest: bool) -> list[Any]:
     examples = [Example(question=q, reply=prompts.choice_answer(q.gold or 0, q.options[q.gold or 0])) for q in training]
     memory = Memory(examples, nearest_by("hashing")(passages(examples)))
     requests = []
-    for question in sample(open_task("medqa").questions(), num_questions, 1, "medqa"):
+    for question in sample(open_task("medqa").questions(), num_questions, 1):
         shots = memory.nearest(question, SHOTS) if nearest else examples[:SHOTS]
         for order in orders(len(question.options), votes):
             turned = question.model_copy(update={"options": tuple(question.options[i] for i in order)})
@@ -218,7 +217,7 @@ def stop(name: str, model: Any, num_questions: int, work: Path) -> dict[str, Any
     from aloe.ask.vote import vote
     from aloe.evals.task import open_task, sample
 
-    questions = sample(open_task("medqa").questions(), num_questions, 1, "medqa")
+    questions = sample(open_task("medqa").questions(), num_questions, 1)
     journal = t.journal(t.MODEL, model, work)
     votes = int(name.partition("*")[2])
     readers = [vote(partial(think, THINK_TOKENS, SAMPLED), votes, adaptive=adaptive, same_orders=True) for adaptive in (False, True)]

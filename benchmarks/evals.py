@@ -53,7 +53,7 @@ def ours(job: t.Job) -> t.Job:
     started = time.perf_counter()
     strategy = build(job["strategy"], max_tokens=1)
     answers, golds = {}, {}
-    questions = [q for task in job["tasks"] for q in sample(open_task(task).questions(), job["n"], 0, task)]
+    questions = [q for task in job["tasks"] for q in sample(open_task(task).questions(), job["n"], 0)]
     for question, answer in zip(questions, run([strategy(q) for q in questions], model), strict=True):
         answers[question.id] = list(answer.scores)
         golds[question.id] = question.gold
@@ -131,7 +131,7 @@ def peer_job(name: str, n: int, batch: int, work: Path) -> t.Job:
     include.mkdir(exist_ok=True)
     written = []
     for task in tasks:
-        questions = sample(open_task(task).questions(), n, 0, task)
+        questions = sample(open_task(task).questions(), n, 0)
         if name == "mmlu-5shot":
             dev = t.DATA / f"mmlu_medical/{task.removeprefix('mmlu-').replace('-', '_')}_dev.csv"
             written.append(lmeval_tasks.write_choice(include, f"{task}-bench", "mmlu", questions, dev=dev, shots=5))

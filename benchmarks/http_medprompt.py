@@ -125,7 +125,7 @@ def worker(folder: Path, spec: str, num: int) -> None:
     from aloe.models.model import open_model
 
     model = CachedModel(open_model(spec, Machine(remote_concurrency=CONNECTIONS, remote_timeout_s=600, remote_retries=0)), KEY, folder)
-    questions = sample(open_task("mmlu-medical").questions(), num, 1, "mmlu-medical")
+    questions = sample(open_task("mmlu-medical").questions(), num, 1)
     training = training_questions("mmlu-medical-dev", min(TRAINING, 2 * num), 1)
     sources: dict[str, Any] = {"max_tokens": MAX_TOKENS, "training": training, "num_examples": SHOTS, "index_examples": nearest_by("hashing")}
     (strategy,) = run([prepare("medprompt", **sources)], model)

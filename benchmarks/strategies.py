@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace, training: int) -> Dict:
 
     torch.set_num_threads(options.threads)
     task = open_task(options.task)
-    questions = sample(task.questions(), options.n, 1, task.name)
+    questions = sample(task.questions(), options.n, 1)
     index = make_index(options.corpora, options.work)
     model = open_model(MODEL, Machine())
     file = (options.work if options.quick else t.HERE / "results") / f"strategies-{options.task}.json"

@@ -89,8 +89,8 @@ def choose(tried: Sequence[Tried], loss: float, budget: Budget) -> Chosen:
 def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
     """Lines to print while strategies are tried; at last the chosen one is written to `out`."""
     task = open_task(wish.task)
-    drawn = sample(task.questions(), wish.n + wish.num_calibration, wish.seed, task.name)
-    questions = sample(drawn, wish.n, wish.seed, task.name)
+    drawn = sample(task.questions(), wish.n + wish.num_calibration, wish.seed)
+    questions = sample(drawn, wish.n, wish.seed)
     names = wish.strategies or _offered(task, at, how, open_ended=not questions[0].options)
     _check(names, task, questions)
     if len(drawn) < wish.n + wish.num_calibration:

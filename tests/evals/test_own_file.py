@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from aloe.core.errors import SourceError
-from aloe.evals.task import open_task, task_files
+from aloe.evals.task import open_task, sample, task_files
 
 CHOICE = '{"id": "q1", "question": "Which?", "options": ["x", "y"], "answer": 1}'
 OPEN = '{"id": "q1", "question": "What?", "references": ["this", "that"]}'
@@ -27,6 +27,13 @@ def test_a_file_with_references_is_an_open_task(tmp_path: Path) -> None:
     task = open_task(write(tmp_path, OPEN))
     (question,) = task.questions()
     assert (task.metric, question.references, question.options) == ("rouge1", ("this", "that"), ())
+
+
+def test_the_folder_of_a_file_has_no_part_in_its_sample(tmp_path: Path) -> None:
+    lines = [CHOICE.replace("q1", f"q{number}") for number in range(40)]
+    (tmp_path / "elsewhere").mkdir()
+    here, there = (open_task(write(folder, *lines)) for folder in (tmp_path, tmp_path / "elsewhere"))
+    assert [q.id for q in sample(here.questions(), 10, 7)] == [q.id for q in sample(there.questions(), 10, 7)]
 
 
 @pytest.mark.parametrize(

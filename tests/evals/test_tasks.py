@@ -273,15 +273,15 @@ def test_silence_is_no_refusal_and_not_parsed(name: str) -> None:
 
 def test_a_sample_depends_on_seed_and_id_alone() -> None:
     questions = list(open_task("toy-choice").questions())
-    drawn = sample(questions, 10, 7, "toy-choice")
-    assert drawn == sample(questions[::-1], 10, 7, "toy-choice")
-    assert drawn != sample(questions, 10, 8, "toy-choice")
+    drawn = sample(questions, 10, 7)
+    assert drawn == sample(questions[::-1], 10, 7)
+    assert drawn != sample(questions, 10, 8)
     assert [q.id for q in drawn] == sorted(q.id for q in drawn)
     assert len(drawn) == 10
 
 
 def test_a_larger_sample_holds_the_smaller_one() -> None:
     questions = list(open_task("toy-choice").questions())
-    small, large = ({q.id for q in sample(questions, n, 7, "toy-choice")} for n in (10, 30))
+    small, large = ({q.id for q in sample(questions, n, 7)} for n in (10, 30))
     assert small < large
-    assert len(sample(questions, None, 7, "toy-choice")) == len(sample(questions, 1000, 7, "toy-choice")) == 60
+    assert len(sample(questions, None, 7)) == len(sample(questions, 1000, 7)) == 60

@@ -69,7 +69,7 @@ def answers(model: Any, strategy: str, questions: Sequence[Question]) -> list[An
 
 
 def questions_of(task: str) -> list[Question]:
-    return sample(open_task(task).questions(), N, 0, task)
+    return sample(open_task(task).questions(), N, 0)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from aloe.core.config import nearest
 from aloe.core.errors import SourceError
 from aloe.core.public_data import data_file
 from aloe.core.qa import Example, Hit, Passage, Question
+from aloe.core.seeds import seed_for
 from aloe.evals.task import TASKS, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
 
@@ -63,7 +64,7 @@ def training_questions(source: str, n: int | None, seed: int) -> list[Question]:
         found = [question for path in files for question in read_questions(path)]
     else:
         found = list(open_task(source).questions("test"))
-    return sample(found, n, seed, f"examples {source}")
+    return sample(found, n, seed_for(seed, "examples"))  # of a file that is also the task, others than those asked
 
 
 class Nearest:

@@ -201,7 +201,7 @@ def check_plans(plans: Sequence[TaskPlan], *, has_index: bool) -> None:
 def _trials(plans: Sequence[TaskPlan], index: Index | None, retrieval: RetrievalOptions, seed: int) -> Iterator[Trial]:
     for plan in plans:
         task = open_task(plan.task)
-        questions = sample(task.questions(), plan.n, seed, task.name)
+        questions = sample(task.questions(), plan.n, seed)
         found = _Found(index, questions, retrieval.k) if index and any(map(needs_index, plan.strategies)) else None
         remembers = plan.examples if any(parse_name(name).remembers for name in plan.strategies) else None
         sources: dict[str, Any] = {

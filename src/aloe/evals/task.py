@@ -163,11 +163,11 @@ def expected_size(name: str) -> tuple[int, float]:
     return len(questions), sum(len(q.text) + sum(map(len, q.options)) for q in questions) / len(questions)
 
 
-def sample(questions: Iterable[Question], n: int | None, seed: int, task: str) -> list[Question]:
+def sample(questions: Iterable[Question], n: int | None, seed: int) -> list[Question]:
     """A fixed sample of `n` questions (None or more than there are: all), ordered by id.
 
-    A question is in or out by the hash of seed and id, so the sample depends neither on the order of the file nor on the
-    model, and a larger sample contains the smaller one.
+    A question is in or out by the hash of seed and id, so the sample depends neither on the order of the file or its folder
+    nor on the model, and a larger sample contains the smaller one.
     """
-    drawn = sorted(questions, key=lambda question: seed_for(seed, "sample", task, question.id))[:n]
+    drawn = sorted(questions, key=lambda question: seed_for(seed, "sample", question.id))[:n]
     return sorted(drawn, key=lambda question: question.id)

@@ -11,6 +11,7 @@ A row's number is its rank by id and its line in passages.jsonl, so "ties go to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice, pairwise
 from pathlib import Path
@@ -265,14 +266,12 @@ class _LanceIndex:
     """An opened index. Words are searched by LanceDB, vectors by `vectors.Nearest`."""
 
     def __init__(self, path: Path, info: IndexInfo, encoder: Embedder | None, mode: Mode, reranker: Reranker | None) -> None:
-        self._lancedb = library("lancedb")
-        try:
-            self._table = self._lancedb.connect(path / LANCE).open_table(TABLE)
-        except ValueError as error:
-            raise ArtifactError(f"the index is damaged: {error}", where=str(path / LANCE), do=ANEW) from error
-        self._lines = Lines(path / PASSAGES)
-        if len(self._lines) != info.num_passages:
-            what = f"the index is damaged: {len(self._lines)} of its {info.num_passages} passages are there"
+        self._lancedb, self._folder = library("lancedb"), path / LANCE
+        with self._named_damage():
+            self._table = self._lancedb.connect(self._folder).open_table(TABLE)
+        self._passages = Stored(path / PASSAGES)
+        if len(self._passages) != info.num_passages:
+            what = f"the index is damaged: {len(self._passages)} of its {info.num_passages} passages are there"
             raise ArtifactError(what, where=str(path / PASSAGES), do=ANEW)
         self._encoder, self._mode, self._reranker = encoder, mode, reranker
         self._nearest = open_nearest(path, signs=info.recall is not None) if encoder else None
@@ -284,7 +283,7 @@ class _LanceIndex:
         rankings = self._rank([queries[number] for number in asked], depth, (where or Where()).sql())
         hits: list[list[Hit]] = [[] for _ in queries]
         for number, ranking in zip(asked, rankings, strict=True):
-            found = [Hit(Passage.model_validate_json(self._lines[row]), score) for row, score in ranking]
+            found = [Hit(self._passages[row], score) for row, score in ranking]
             hits[number] = self._rerank(queries[number], found)[:k] if self._reranker else found
         return hits
 
@@ -305,11 +304,11 @@ class _LanceIndex:
 
     def _by_text(self, query: str, k: int, sql: str) -> Ranking:
         match = self._lancedb.query.MatchQuery(query, "content")  # a plain string would do too, but this one has no syntax by contract
-        search = self._table.search(match, query_type="fts").select(["row", "_score"])
-        search = search.where(sql, prefilter=True) if sql else search
         limit = k + 1
         while True:
-            found = search.limit(limit).to_arrow()
+            with self._named_damage():
+                search = self._table.search(match, query_type="fts").select(["row", "_score"]).limit(limit)
+                found = (search.where(sql, prefilter=True) if sql else search).to_arrow()
             rows, scores = found["row"].to_numpy(), found["_score"].to_numpy().astype(np.float64).round(TEXT_DIGITS)
             # LanceDB returns any of the passages that tie at the limit: go on until the k-th is better than the last.
             if len(rows) < limit or np.sort(scores)[-k] > scores.min():
@@ -318,16 +317,28 @@ class _LanceIndex:
 
     def _by_vector(self, queries: Sequence[str], k: int, sql: str) -> list[Ranking]:
         assert self._encoder is not None and self._nearest is not None  # open_index gives both to these modes
-        allowed = np.sort(self._table.search().where(sql).select(["row"]).to_arrow()["row"].to_numpy()) if sql else None
+        allowed = None
+        if sql:
+            with self._named_damage():
+                allowed = np.sort(self._table.search().where(sql).select(["row"]).to_arrow()["row"].to_numpy())
         return self._nearest.search(self._encoder.encode_query(queries), k, allowed)
 
+    @contextmanager
+    def _named_damage(self) -> Iterator[None]:
+        """What LanceDB raises as ArtifactError: queries and conditions are no syntax, so it is about its files, for which it has a dozen errors."""
+        try:
+            yield
+        except Exception as error:  # OSError, RuntimeError, ValueError, a panic of its Rust
+            raise ArtifactError(f"the index is damaged: {error}", where=str(self._folder), do=ANEW) from error
 
-class Lines:
-    """The lines of passages.jsonl by number, from 0, read when they are asked for. ArtifactError where there is no such file."""
+
+class Stored:
+    """passages.jsonl by line, from 0; lines are read when they are asked for. ArtifactError where the file is gone or damaged."""
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         if not file.is_file() or not file.stat().st_size:
-            raise ArtifactError("the index is damaged: its passages are gone", where=str(file), do=ANEW)
+            raise self._damage("its passages are gone")
         starts = [np.zeros(1, np.int64)]
         with file.open("rb") as handle:
             while block := handle.read(BLOCK):  # not through the map: every page of the file would stay in memory
@@ -337,8 +348,16 @@ class Lines:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, number: int) -> bytes:
-        return self._bytes[self._starts[number] : self._starts[number + 1]].tobytes()
+    def __getitem__(self, number: int) -> Passage:
+        if not 0 <= number < len(self):
+            raise self._damage(f"passage {number} is asked for, there are {len(self)}")
+        try:
+            return Passage.model_validate_json(self._bytes[self._starts[number] : self._starts[number + 1]].tobytes())
+        except ValidationError as error:
+            raise self._damage(f"line {number + 1}: {error.errors()[0]['msg']}") from error
+
+    def _damage(self, what: str) -> ArtifactError:
+        return ArtifactError(f"the index is damaged: {what}", where=str(self._file), do=ANEW)
 
 
 def fuse(rankings: Sequence[Ranking]) -> Ranking:

@@ -26,7 +26,7 @@ from aloe.core.qa import Passage
 from aloe.core.rows import read_jsonl, write_jsonl
 from aloe.retrieve.corpus import corpus_files, file_passages
 from aloe.retrieve.embed import Embedder, open_embedder
-from aloe.retrieve.index import PASSAGES, Lines, read_info, token_window, write_index
+from aloe.retrieve.index import PASSAGES, Stored, read_info, token_window, write_index
 from aloe.retrieve.vectors import ANEW, open_nearest
 from aloe.retrieve.windows import OVERLAP_TOKENS, PASSAGE_TOKENS
 
@@ -219,8 +219,8 @@ def _passages(root: Path, library: Library, files: Mapping[str, File]) -> dict[s
     """The passages of the files. ArtifactError where one is not in the index."""
     if not library.current:
         return {}
-    lines = Lines(root / library.current / PASSAGES)
-    passages = (Passage.model_validate_json(lines[number]) for number in range(len(lines)))
+    stored = Stored(root / library.current / PASSAGES)
+    passages = (stored[number] for number in range(len(stored)))
     found = {passage.id: passage for passage in passages}
     if lost := sum(name not in found for file in files.values() for name in file.passages):
         raise ArtifactError(f"the library is damaged: {lost} of its passages are gone", where=str(root / library.current / PASSAGES), do=ANEW)
