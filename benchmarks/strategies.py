@@ -61,11 +61,10 @@ def compare(options: argparse.Namespace, training: int) -> Dict:
     file = (options.work if options.quick else t.HERE / "results") / f"strategies-{options.task}.json"
     facts = {**t.facts(options.threads), "peer": "none", "peer_version": ""}
     cases: list[Dict] = []
-    values: dict[str, list[float]] = {}
+    grades: dict[str, list[Any]] = {}
     for name in options.strategies:
-        found, case = measure(name, model, index, questions, task, options.work, training)
-        values[name] = found
-        case |= against(values, options.strategies[0], name)
+        grades[name], case = measure(name, model, index, questions, task, options.work, training)
+        case |= against(grades, options.strategies[0], name)
         cases.append(case)
         print(told(case), flush=True)
         result = {"name": f"strategies {options.task}", **facts, "questions": len(questions), "corpora": list(options.corpora), "cases": cases}
@@ -87,7 +86,7 @@ def make_index(corpora: list[str], work: Path) -> Any:
     return open_index(folder, "hybrid")
 
 
-def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, work: Path, training: int) -> tuple[list[float], Dict]:
+def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, work: Path, training: int) -> tuple[list[Any], Dict]:
     from aloe.ask.context import Room
     from aloe.ask.registry import parse_name, prepare
     from aloe.ask.strategy import recorded, run
@@ -116,7 +115,7 @@ def measure(name: str, model: Any, index: Any, questions: list[Any], task: Any, 
         "cpu_seconds_of": sum(size for _, size in known), "cpu_seconds_to_prepare": timed.seconds.get("prepare"),
         "recall_at_k": recall(questions, found),
     }  # fmt: skip
-    return [grade.value for grade in grades], case
+    return grades, case
 
 
 class Timed:
@@ -141,22 +140,22 @@ def recall(questions: list[Any], found: list[Any]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def against(values: dict[str, list[float]], first: str, name: str) -> Dict:
-    """The paired difference to the first strategy, with its 95 % interval and McNemar's p."""
+def against(grades: dict[str, list[Any]], first: str, name: str) -> Dict:
+    """The paired difference to the first strategy, with its 95 % interval, McNemar's p, and whether it holds whatever unread replies were worth."""
     from aloe.evals.compare import compare as paired
 
     if name == first:
         return {}
-    a, b = ([{"question": i, "value": value, "parsed": True} for i, value in enumerate(values[one])] for one in (first, name))
+    a, b = ([{"question": i, "value": g.value, "parsed": g.parsed} for i, g in enumerate(grades[one])] for one in (first, name))
     return {"against": first, **paired(a, b, metric="accuracy", better="higher")}
 
 
 def told(case: Dict) -> str:
     a = case["accuracy"]
-    said = f"{case['name']:<20} accuracy {a['value']:.3f} ({a['low']:.3f} to {a['high']:.3f}, n={a['n']})"
+    said = f"{case['name']:<20} accuracy {a['value']:.3f} ({a['low']:.3f} to {a['high']:.3f}, n={a['n']}), {case['parsed']:.0%} of the replies read"
     if "against" in case:
         points = f"{100 * case['difference']:+.1f} points ({100 * case['low']:+.1f} to {100 * case['high']:+.1f}, p={case['p']:.3f})"
-        said += f", {points} against {case['against']}"
+        said += f", {points} against {case['against']}" + ("" if case["holds"] else ", which depends on what unread replies were worth")
     time_s = f"{case['cpu_seconds']:.2f} s of a core" if case["cpu_seconds"] is not None else "seconds not measured"
     return said + f"; a question: {case['calls']:.1f} calls, {case['tokens_read']:.0f} tokens read, {case['tokens_written']:.0f} written, {time_s}"
 
