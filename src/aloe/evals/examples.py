@@ -64,7 +64,7 @@ def training_questions(source: str, n: int | None, seed: int) -> list[Question]:
         found = [question for path in files for question in read_questions(path)]
     else:
         found = list(open_task(source).questions("test"))
-    return sample(found, n, seed_for(seed, "examples"))  # of a file that is also the task, others than those asked
+    return sample(found, n, seed_for(seed, "examples"))  # a draw of its own: a file may also be the task
 
 
 class Nearest:

@@ -25,7 +25,7 @@ from aloe.core.errors import ArtifactError, RecipeError, SourceError
 from aloe.core.qa import Hit, Passage
 from aloe.retrieve.corpus import passages as corpus_passages
 from aloe.retrieve.embed import PROBE, Embedder, Server, Vectors, library, open_embedder
-from aloe.retrieve.vectors import ANEW, DIGITS, Ranking, best, open_nearest, write_signs, write_vectors
+from aloe.retrieve.vectors import ANEW, DIGITS, Ranking, best, damaged, open_nearest, write_signs, write_vectors
 from aloe.retrieve.windows import Window
 
 Mode = Literal["text", "vector", "hybrid"]
@@ -271,8 +271,7 @@ class _LanceIndex:
             self._table = self._lancedb.connect(self._folder).open_table(TABLE)
         self._passages = Stored(path / PASSAGES)
         if len(self._passages) != info.num_passages:
-            what = f"the index is damaged: {len(self._passages)} of its {info.num_passages} passages are there"
-            raise ArtifactError(what, where=str(path / PASSAGES), do=ANEW)
+            raise damaged(f"{len(self._passages)} of its {info.num_passages} passages are there", path / PASSAGES)
         self._encoder, self._mode, self._reranker = encoder, mode, reranker
         self._nearest = open_nearest(path, signs=info.recall is not None) if encoder else None
 
@@ -329,7 +328,7 @@ class _LanceIndex:
         try:
             yield
         except Exception as error:  # OSError, RuntimeError, ValueError, a panic of its Rust
-            raise ArtifactError(f"the index is damaged: {error}", where=str(self._folder), do=ANEW) from error
+            raise damaged(error, self._folder) from error
 
 
 class Stored:
@@ -338,7 +337,7 @@ class Stored:
     def __init__(self, file: Path) -> None:
         self._file = file
         if not file.is_file() or not file.stat().st_size:
-            raise self._damage("its passages are gone")
+            raise damaged("its passages are gone", file)
         starts = [np.zeros(1, np.int64)]
         with file.open("rb") as handle:
             while block := handle.read(BLOCK):  # not through the map: every page of the file would stay in memory
@@ -350,14 +349,11 @@ class Stored:
 
     def __getitem__(self, number: int) -> Passage:
         if not 0 <= number < len(self):
-            raise self._damage(f"passage {number} is asked for, there are {len(self)}")
+            raise damaged(f"passage {number} is asked for, there are {len(self)}", self._file)
         try:
             return Passage.model_validate_json(self._bytes[self._starts[number] : self._starts[number + 1]].tobytes())
         except ValidationError as error:
-            raise self._damage(f"line {number + 1}: {error.errors()[0]['msg']}") from error
-
-    def _damage(self, what: str) -> ArtifactError:
-        return ArtifactError(f"the index is damaged: {what}", where=str(self._file), do=ANEW)
+            raise damaged(f"line {number + 1}: {error.errors()[0]['msg']}", self._file) from error
 
 
 def fuse(rankings: Sequence[Ranking]) -> Ranking:

@@ -36,6 +36,11 @@ ROW_BLOCK = 1 << 16  # vectors or signs at a time: these stay in the cache
 DIGITS = 6  # Float sums depend on their order. Scores that differ by less than this are ties, else equal indexes would rank differently.
 
 
+def damaged(what: object, file: Path) -> ArtifactError:
+    """What is raised where a file of an index is missing, cut or broken."""
+    return ArtifactError(f"the index is damaged: {what}", where=str(file), do=ANEW)
+
+
 def write_vectors(folder: Path, blocks: Iterable[Vectors], shape: tuple[int, int]) -> None:
     """vectors.npy, block by block."""
     with (folder / VECTORS).open("wb") as file:
@@ -126,4 +131,4 @@ def _load(file: Path) -> Any:
     try:
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(f"the index is damaged: {error}", where=str(file), do=ANEW) from error
+        raise damaged(error, file) from error
