@@ -45,7 +45,7 @@ def main(repeats: int) -> None:
         settings.append({"batch": 4, "accumulation": PAIRS // 4, "checkpointing": False, "precompute": False})
         found = sft.against_trl(ours_job, trl, settings, amounts, repeats, work, partial(sft.say, "dpo"))
     result = "dpo" if repeats else "dpo_memory"
-    t.finish(result, {"name": result, **t.facts(THREADS), "cases": [{"name": "long-prompt", "unit": "pairs", **found}]})
+    t.finish(result, {"name": result, **t.trl(), **t.facts(THREADS), "cases": [{"name": "long-prompt", "unit": "pairs", **found}]})
 
 
 if __name__ == "__main__":

@@ -267,11 +267,13 @@ def facts(threads: int) -> Job:
     """Commit and machine, for the result."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    peer = subprocess.run([str(TRL), "-c", "import trl; print(trl.__version__)"], capture_output=True, text=True, check=False)
-    return {
-        "peer": "trl", "peer_version": peer.stdout.strip(), "commit": git.stdout.strip(), "threads": threads,
-        "machine": f"{os.cpu_count()} x {cpu}, {platform.system()}",
-    }  # fmt: skip
+    return {"commit": git.stdout.strip(), "threads": threads, "machine": f"{os.cpu_count()} x {cpu}, {platform.system()}"}
+
+
+def trl() -> Job:
+    """The peer of sft.py and dpo.py."""
+    version = subprocess.run([str(TRL), "-c", "import trl; print(trl.__version__)"], capture_output=True, text=True, check=False)
+    return {"peer": "trl", "peer_version": version.stdout.strip()}
 
 
 def journal(spec: str, model: Any, work: Path) -> Any:
