@@ -92,7 +92,7 @@ def _detectable(a: Records, b: Records, num_tests: int) -> float:
 def _result(model: str, trial: Trial, records: Records, metric: str, better: str, versus: Versus | None) -> Result:
     groups = groups_of(records)
     parsed = [bool(record["parsed"]) for record in records]
-    estimate = with_ungraded([float(r["value"]) for r in records], parsed, groups, seed=seed_for("mean", trial[0], metric))
+    estimate = with_ungraded([float(r["value"]) for r in records], parsed, groups, seed=seed_for("mean", metric))
     spent = {name: sum(float(record.get(name, 0)) for record in records) for name in ("calls", "prompt_tokens", "num_tokens", "seconds")}
     return Result(
         model, trial[0], trial[1], metric, better, estimate.value, estimate.low, estimate.high, estimate.n,
@@ -112,7 +112,7 @@ def _parts(records: Mapping[Trial, Mapping[str, Records]]) -> Iterator[Part]:
                 continue
             for subject, part in sorted(subjects.items()):
                 values, parsed = [float(r["value"]) for r in part], [bool(r["parsed"]) for r in part]
-                estimate = with_ungraded(values, parsed, groups_of(part), seed=seed_for("part", *trial, subject))
+                estimate = with_ungraded(values, parsed, groups_of(part), seed=seed_for("part", subject))
                 yield Part(model, trial[0], trial[1], subject or "none", estimate.value, estimate.low, estimate.high, estimate.n)
 
 
@@ -136,7 +136,7 @@ def _flagged(
                 continue
             rest = [line for line in lines if line["question"] not in flags]
             values = [float(line["value"]) for line in rest]
-            without = tuple(mean(values, groups_of(rest), seed=seed_for("unflagged", *trial))) if rest else None
+            without = tuple(mean(values, groups_of(rest), seed=seed_for("unflagged"))) if rest else None
             why = tuple(sorted({flags[line["question"]] for line in hit}))
             value = sum(float(line["value"]) for line in lines) / len(lines)
             yield Flagged(model, *trial, metrics[trial][0], why, len(hit), value, without)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from aloe.core.errors import SourceError
+from aloe.core.qa import Grade
 from aloe.evals.task import open_task, sample, task_files
 
 CHOICE = '{"id": "q1", "question": "Which?", "options": ["x", "y"], "answer": 1}'
@@ -27,6 +28,13 @@ def test_a_file_with_references_is_an_open_task(tmp_path: Path) -> None:
     task = open_task(write(tmp_path, OPEN))
     (question,) = task.questions()
     assert (task.metric, question.references, question.options) == ("rouge1", ("this", "that"), ())
+
+
+def test_the_folder_of_a_file_has_no_part_in_its_intervals(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    here, there = (open_task(write(folder, OPEN)) for folder in (tmp_path, tmp_path / "elsewhere"))
+    grades = [Grade(question_id=f"mine/q{number}", value=number**0.5 / 7) for number in range(40)]
+    assert here.summarise(grades) == there.summarise(grades)
 
 
 def test_the_folder_of_a_file_has_no_part_in_its_sample(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def kill_and_repeat(folder: Path, kills: int) -> None:
     files = {path.name: path.read_bytes() for path in (folder / "whole").iterdir() if path.name not in ("README.md", "merge.json")}
     for number in range(kills):
         child = start(folder, f"out-{number}")
-        time.sleep(draw.uniform(0.2, 1.1) * seconds)
+        time.sleep((number + draw.random()) / kills * 1.1 * seconds)  # spread from its beginning to after its end
         child.send_signal(signal.SIGKILL)
         child.wait()
         out = folder / f"out-{number}"

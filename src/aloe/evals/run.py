@@ -266,7 +266,7 @@ def _estimates(trial: Trial, graded: Sequence[Graded]) -> dict[str, Estimate]:
     grades = [g.grade for g in graded]
     estimates = trial.task.summarise(grades)
     outcomes = [_outcome(q, g) for q, g in zip(trial.questions, graded, strict=True)]
-    seed = seed_for("mean", trial.task.name, trial.task.metric)
+    seed = seed_for("mean", trial.task.metric)  # not of the name: a file that was moved keeps its interval
     estimates[trial.task.metric] = with_ungraded([g.value for g in grades], [g.parsed for g in grades], groups_of(outcomes), seed=seed)
     if trial.reads_text:
         estimates[PARSE_RATE] = wilson(sum(grade.parsed for grade in grades), len(grades))

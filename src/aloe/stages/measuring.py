@@ -19,7 +19,7 @@ class Evaluate(Stage):
     """Questions to estimates with intervals, for several models, and paired tests between neighbours."""
 
     kind: Literal["evaluate"]
-    version: ClassVar[int] = 4  # 3: passages that give orders are left out; 4: a sample depends on the ids alone
+    version: ClassVar[int] = 5  # 4: a sample depends on the seed and ids alone; 5: an interval on no name
     makes: ClassVar[str] = "scores"
     models: tuple[str, ...] = Field(min_length=1)
     """Stages in order of making: neighbours are compared."""

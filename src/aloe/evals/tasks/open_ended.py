@@ -60,10 +60,10 @@ class OpenEnded:
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Estimate]:
         """Means with their bootstrap intervals; of coverage, over the questions that have such statements."""
-        found = {self.metric: bootstrap_mean([grade.value for grade in grades], seed_for("bootstrap", self.name, self.metric))}
+        found = {self.metric: bootstrap_mean([grade.value for grade in grades], seed_for("bootstrap", self.metric))}
         for metric in dict.fromkeys(metric for grade in grades for metric in grade.values):
             values = [grade.values[metric] for grade in grades if metric in grade.values]
-            found[metric] = bootstrap_mean(values, seed_for("bootstrap", self.name, metric))
+            found[metric] = bootstrap_mean(values, seed_for("bootstrap", metric))
         return found
 
 
@@ -114,11 +114,11 @@ class Perplexity:
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Estimate]:
         """Mean over questions, and lm-eval's word_perplexity, exp(sum of nats / sum of words), with its interval over the questions."""
-        mean = bootstrap_mean([grade.value for grade in grades], seed_for("bootstrap", self.name, self.metric))
+        mean = bootstrap_mean([grade.value for grade in grades], seed_for("bootstrap", self.metric))
         words = sum(grade.values["words"] for grade in grades) / len(grades)
         # The ratio of two means, linearised: each question counts by its words (Cochran, Sampling Techniques, 1977, section 6.3).
         level = sum(grade.values["nll"] for grade in grades) / sum(grade.values["words"] for grade in grades)
-        off = bootstrap_mean([(g.values["nll"] - level * g.values["words"]) / words for g in grades], seed_for("bootstrap", self.name, "ratio"))
+        off = bootstrap_mean([(g.values["nll"] - level * g.values["words"]) / words for g in grades], seed_for("bootstrap", "ratio"))
         perplexity = Estimate(math.exp(level), math.exp(level + off.low), math.exp(level + off.high), mean.n)
         return {self.metric: mean, "word_perplexity": perplexity}
 
