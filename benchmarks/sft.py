@@ -38,7 +38,7 @@ def main(pairs: int) -> None:
         result = "sft" if pairs else "sft_memory"
         for name in ("packed", "padded"):
             cases.append(case(name, examples, model, work, pairs))
-            t.finish(result, {"name": result, **t.trl(), **t.facts(THREADS), "cases": cases})  # what is measured is kept if the next case is interrupted
+            t.finish(result, {"name": result, **t.trl(), **t.facts(THREADS), "cases": cases})  # kept if the next is interrupted
 
 
 def case(name: str, examples: Sequence[Any], model: Path, work: Path, pairs: int) -> t.Job:
