@@ -36,6 +36,19 @@ def test_one_round_is_one_batch_and_finished_asks_leave() -> None:
     assert model.batches == [3, 2, 1]
 
 
+def test_what_an_ask_wants_next_is_added_to_the_call_under_way() -> None:
+    class Taking(FakeModel):
+        num_calls = 0
+
+        def reply(self, requests: Sequence[Request]):  # type: ignore[no-untyped-def]
+            self.num_calls += 1
+            yield from super().reply(requests)
+
+    model = Taking()
+    assert run([echo("a"), echo("b", "c", "d"), echo("e", "f")], model) == ["a", "b c d", "e f"]
+    assert model.num_calls == 1 and len(model.calls) == 6
+
+
 def test_replies_find_their_request_in_any_completion_order() -> None:
     assert run([echo(str(i)) for i in range(20)], Counting()) == [str(i) for i in range(20)]
 

@@ -134,3 +134,27 @@ def test_equal_requests_of_one_call_are_asked_once_and_answered_each(tmp_path: P
     found = dict(model.reply([REQUESTS[0], REQUESTS[1], REQUESTS[0]]))
     assert inner.calls == [REQUESTS[0], REQUESTS[1]] and found[0] == found[2] and set(found) == {0, 1, 2}
     assert (model.num_misses, model.num_hits) == (2, 1) and model.path.read_text().count("\n") == 2
+
+
+def test_requests_that_are_appended_while_replies_are_read_are_answered_too(tmp_path: Path) -> None:
+    replies(cached(tmp_path)[0], REQUESTS[1:2])
+    model, inner = cached(tmp_path)
+    # After the first reply: one that is known, one that is waited for, one that was just answered, and a new one.
+    more = [REQUESTS[1], REQUESTS[2], REQUESTS[0], Generate(messages=(user("new"),))]
+    requests, found = [REQUESTS[0], REQUESTS[2]], list[tuple[int, Reply]]()
+    for index, reply in model.reply(requests):
+        found.append((index, reply))
+        if len(requests) == 2:
+            requests.extend(more)
+    assert sorted(index for index, _ in found) == list(range(6)) and inner.calls == [REQUESTS[0], REQUESTS[2], more[3]]
+    assert [reply for _, reply in sorted(found)] == replies(FakeModel("hash"), requests) and (model.num_misses, model.num_hits) == (3, 3)
+
+
+def test_a_request_that_joins_late_has_no_share_of_the_time_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((1.0, 5.0, 10.0, 12.0, 20.0, 23.0, 30.0))
+    monkeypatch.setattr("aloe.models.cached.perf_counter", lambda: next(clock))
+    requests, seconds = list(REQUESTS[:2]), list[float]()
+    for _, reply in cached(tmp_path)[0].reply(requests):
+        seconds.append(reply.seconds)
+        requests += REQUESTS[2:] if len(requests) == 2 else []
+    assert seconds == [2.0, 3.0, 4.0]  # four seconds shared by two, two by two, three by one: together nine

@@ -19,6 +19,7 @@ from aloe.models.hf import HfModel  # noqa: E402
 from aloe.models.prefixes import LONG, MIN_SHARED, Prefixes, common  # noqa: E402
 
 STEM = " ".join(toy.question(fact) for fact in toy.facts()[:9])  # about a hundred tokens
+OTHER = " ".join(toy.question(fact) for fact in toy.facts()[9:18])
 VOTES = [
     Generate(messages=(user(f"{STEM} {order}"),), sampling=Sampling(max_tokens=8))
     for order in ("red blue", "blue red", "green ?", "white . red", "A ?")
@@ -204,3 +205,53 @@ def test_places_share_what_they_begin_with() -> None:
 
 def test_bfloat16_writes_too(sharp_folder: Path) -> None:
     assert all(reply.num_tokens[0] >= 1 for reply in replies(HfModel(sharp_folder, Machine(), "bf16"), VOTES))
+
+
+def test_a_vote_that_goes_on_is_read_next_and_its_beginning_not_again(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.prefixes = Prefixes(0)  # nothing is kept that no row needs
+    one = Sampling(max_tokens=1)
+    pairs = [[Generate(messages=(user(f"{stem} {order}"),), sampling=one) for order in ("red blue", "blue red")] for stem in (STEM, OTHER)]
+    first, last = sorted(pairs, key=lambda pair: model.chat.prompt_ids(pair[0].messages))
+    further = Generate(messages=(user(first[0].messages[0].content + " and red ?"),), sampling=one)
+    expected = replies(model, [*first, *last, further])
+    before, after, new = ([model.chat.prompt_ids(request.messages) for request in some] for some in (first, last, [further]))
+    own = len(new[0]) - common(*before)
+    assert 0 < own < MIN_SHARED and common(new[0], before[0]) >= common(*before)
+    monkeypatch.setattr(model, "machine", Machine(generate_batch=2))
+    seen = read(model, monkeypatch)
+    requests, found = [*first, *last], dict[int, Any]()
+    for index, reply in model.reply(requests):
+        if index in (0, 1) and {0, 1} <= {index, *found}:
+            requests.append(further)
+            seen.clear()
+        found[index] = reply
+    assert [found[index] for index in range(5)] == expected
+    assert seen[0] == own + len(min(after)) and list(found)[-1] != 4  # it joins with the first of the others, before the second
+
+
+def test_a_failure_while_rows_join_lets_go_of_all_prefixes(model: HfModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies(model, VOTES[:2])
+    base, calls = Decoding._base, list[int]()
+
+    def failing(self: Decoding, ids: list[int], *rest: Any) -> Any:
+        calls.append(len(ids))
+        if len(calls) == 3:
+            raise MemoryError
+        return base(self, ids, *rest)
+
+    monkeypatch.setattr(Decoding, "_base", failing)
+    monkeypatch.setattr(model, "machine", Machine(generate_batch=2))
+    with pytest.raises(MemoryError):
+        replies(model, VOTES)
+    assert not [run for run in model.prefixes._all(model.prefixes.root) if run.num_rows or (run.ids and not run.kv)]
+
+
+def test_a_part_of_a_beginning_keeps_no_more_memory_than_its_own(model: HfModel) -> None:
+    for text in (" ".join([STEM] * 4), f"{STEM} red"):  # the first is a run of its own, which the second divides
+        replies(model, [Generate(messages=(user(text),), sampling=Sampling(max_tokens=1))])
+    kept = [run for run in model.prefixes._all(model.prefixes.root) if run.ids]
+    assert len(kept) == 2
+    for run in kept:
+        for keys, values in run.kv:
+            assert keys.untyped_storage().nbytes() == keys.nbytes and values.untyped_storage().nbytes() == values.nbytes
+            assert keys.shape[2] == len(run.ids)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aloe.ask.registry import build
-from aloe.ask.strategy import run
+from aloe.ask.strategy import Ask, run
 from aloe.core.qa import Question
 from aloe.models.cached import CachedModel
 from aloe.models.fake import FakeModel
@@ -81,3 +81,15 @@ def test_the_estimate_is_an_upper_bound_that_a_split_vote_reaches(name: str) -> 
     weights = 5 if "weights" in name else 0  # a member that says nothing is not asked how sure it is
     assert model.spent.calls <= silent.cost.calls + weights and model.spent.written <= silent.cost.written
     assert silent.cost.calls == {"direct": 1, "letters*4": 4, "think*5+weights": 5, "direct*5": 5}[name]
+
+
+def test_each_round_of_an_ask_has_its_own_look_at_the_budget() -> None:
+    def twice(number: int) -> Ask[int]:
+        yield [REQUESTS[number]]
+        return len((yield [REQUESTS[number], REQUESTS[4]]))
+
+    assert run([twice(0), twice(1)], LimitedModel(FakeModel(), Budget(calls=6))) == [2, 2]
+    inner = FakeModel()
+    with pytest.raises(BudgetSpent):
+        run([twice(0), twice(1)], LimitedModel(inner, Budget(calls=5)))
+    assert len(inner.calls) == 5

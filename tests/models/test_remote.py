@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aloe.ask.strategy import Ask, run
 from aloe.core.config import Machine
 from aloe.core.errors import MachineError, ModelError
 from aloe.core.phi import mask
@@ -89,6 +90,23 @@ def test_the_first_member_of_an_ensemble_is_answered_before_the_others_are_sent(
     assert all(sent[f"order {i}"] >= ended["order 0"] for i in (1, 2, 3))
     assert sent["her one"] < ended["order 0"]
     assert remote.ensembles(requests) == [[0, 1, 2, 3], [4]] and remote.ensembles([]) == []
+
+
+def test_what_is_asked_after_a_reply_is_sent_before_what_still_waits() -> None:
+    def twice(number: int) -> Ask[str]:
+        (first,) = yield [Generate(messages=(user(f"{number} is a number"),))]
+        (second,) = yield [Generate(messages=(user(f"{first.text} and so on"),))]
+        return second.text
+
+    def slow(handler: Handler, body: dict[str, Any], number: int) -> None:
+        time.sleep(0.03)
+        echo(handler, body, number)
+
+    with serving(slow) as server:
+        found = run([twice(number) for number in range(8)], open_model(server.spec, Machine(remote_concurrency=1)))
+    assert found == [f"{number} is a number and so on" for number in range(8)]
+    sent = [body["messages"][-1]["content"] for body, _, _ in server.seen]
+    assert len(sent) == 16 and sent.index(found[0]) < sent.index("4 is a number") and sent.index(found[3]) < sent.index("7 is a number")
 
 
 BAD = {

@@ -33,11 +33,8 @@ def done(result: T) -> Ask[T]:
     yield  # makes this function a generator
 
 
-def gather(asks: Iterable[Ask[T]], on_done: OnDone[T] | None = None) -> Ask[list[T]]:
-    """Many asks as one, in lock-step: each round is one batch with the requests of all asks still alive.
-
-    Results come in the order of `asks`; `on_done(index, result)` is called as each one ends.
-    """
+def gather(asks: Iterable[Ask[T]]) -> Ask[list[T]]:
+    """Many asks as one, in lock-step: each round asks for the requests of all asks still alive. Results come in the order of `asks`."""
     live = dict(enumerate(asks))
     results: dict[int, T] = {}
     replies: dict[int, Sequence[Reply] | None] = dict.fromkeys(live)
@@ -48,8 +45,6 @@ def gather(asks: Iterable[Ask[T]], on_done: OnDone[T] | None = None) -> Ask[list
                 wanted[index] = _resume(ask, replies[index])
             except StopIteration as stop:
                 results[index] = stop.value
-                if on_done:
-                    on_done(index, stop.value)
         if not wanted:
             return [results[index] for index in range(len(results))]
         live = {index: live[index] for index in wanted}
@@ -58,19 +53,46 @@ def gather(asks: Iterable[Ask[T]], on_done: OnDone[T] | None = None) -> Ask[list
 
 
 def run(asks: Iterable[Ask[T]], model: Model, on_done: OnDone[T] | None = None) -> list[T]:
-    """The results of all asks, in their order: the only place where asks and a model meet.
+    """The results of all asks, in their order: the only place where asks and a model meet. `on_done(index, result)` hears each as it ends.
 
-    One `model.reply` call a round serves all asks still alive. Errors of the model pass through.
+    An ask goes on as soon as its own replies are there. What it asks next is added to the requests of the `model.reply` call under way,
+    so that the model still knows what it begins with; a model that takes up nothing there is called once a round. Errors of the model
+    pass through.
     """
-    together = gather(asks, on_done)
-    replies: Sequence[Reply] | None = None
-    while True:
-        try:
-            requests = _resume(together, replies)
-        except StopIteration as stop:
-            return list(stop.value)
-        by_index = dict(model.reply(requests)) if requests else {}
-        replies = [by_index[index] for index in range(len(requests))]
+    live, results = dict(enumerate(asks)), dict[int, T]()
+    heard: dict[int, dict[int, Reply]] = {}  # of an ask, by place in what it asked
+    wanted: dict[int, int] = {}
+    requests, owners = list[Request](), list[tuple[int, int]]()
+
+    def go_on(index: int, replies: Sequence[Reply] | None) -> None:
+        asked: Sequence[Request] = ()
+        while not asked:
+            try:
+                asked, replies = _resume(live[index], replies), ()
+            except StopIteration as stop:
+                results[index] = stop.value
+                del live[index]
+                if on_done:
+                    on_done(index, stop.value)
+                return
+        heard[index], wanted[index] = {}, len(asked)
+        owners.extend((index, place) for place in range(len(asked)))
+        requests.extend(asked)
+
+    for index in list(live):
+        go_on(index, None)
+    while requests:
+        answered = set[int]()
+        for number, reply in model.reply(requests):
+            answered.add(number)
+            index, place = owners[number]
+            heard[index][place] = reply
+            if len(heard[index]) == wanted[index]:
+                go_on(index, [heard[index][place] for place in range(wanted[index])])
+        assert answered, f"{model.name} answers nothing"
+        left = [number for number in range(len(requests)) if number not in answered]
+        requests, owners = [requests[number] for number in left], [owners[number] for number in left]
+    return [results[index] for index in range(len(results))]
 
 
 def recorded(ask: Ask[T]) -> Ask[tuple[T, list[tuple[Request, Reply]]]]:

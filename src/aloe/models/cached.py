@@ -14,10 +14,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from aloe.core.rows import Message
 from aloe.models.model import Delta, Generate, Model, Reply, Request, request_key
+
+
+class _Waiting(NamedTuple):
+    indices: list[int]
+    begin: float
+    """The share of time that those had who waited before it."""
 
 
 class CachedModel:
@@ -38,37 +44,46 @@ class CachedModel:
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Known replies first, then the others as they come; equal requests are asked once."""
-        keys = [request_key(self._key, request) for request in requests]
-        missing: dict[str, list[int]] = {}
-        for index, key in enumerate(keys):
-            if key in self._known:
-                self.num_hits += 1
-                yield index, self._known[key]
-            else:
-                missing.setdefault(key, []).append(index)
-        if not missing:
+        keys, asked = list[str](), list[Request]()  # of what the model is asked
+        waiting = dict[str, _Waiting]()
+        taken, share = 0, 0.0
+
+        def known() -> Iterator[tuple[int, Reply]]:
+            nonlocal taken
+            while taken < len(requests):
+                index, key = taken, request_key(self._key, requests[taken])
+                taken += 1
+                if key in self._known:
+                    self.num_hits += 1
+                    yield index, self._known[key]
+                elif key in waiting:
+                    waiting[key].indices.append(index)
+                else:
+                    waiting[key] = _Waiting([index], share)
+                    keys.append(key)
+                    asked.append(requests[index])
+
+        yield from known()
+        if not asked:
             return
         with self.path.open("a") as journal:
-            asked = list(missing)
-            before, share, left = perf_counter(), 0.0, len(asked)
-            for position, timeless in self.inner.reply([requests[missing[key][0]] for key in asked]):
-                key = asked[position]
+            before = perf_counter()
+            for position, reply in self.inner.reply(asked):
+                key = keys[position]
                 # Time that passes is shared by all that still wait: replies of one batch come together, though all took their time.
-                share += (perf_counter() - before) / left
-                left -= 1
-                if timeless.finish == "refused":  # nothing was paid, and another server or setting may answer
-                    for index in missing[key]:
-                        yield index, timeless
-                    continue
-                reply = timeless.model_copy(update={"seconds": round(share, 6)})
-                with _alone(journal):
-                    journal.write(json.dumps({"key": key, "reply": reply.model_dump(mode="json")}) + "\n")
-                    journal.flush()
-                self._known[key] = reply
-                self.num_misses += 1
-                self.num_hits += len(missing[key]) - 1
-                for index in missing[key]:
+                share += (perf_counter() - before) / len(waiting)
+                indices, begin = waiting.pop(key)
+                if reply.finish != "refused":  # for that nothing was paid, and another server or setting may answer
+                    reply = reply.model_copy(update={"seconds": round(share - begin, 6)})
+                    with _alone(journal):
+                        journal.write(json.dumps({"key": key, "reply": reply.model_dump(mode="json")}) + "\n")
+                        journal.flush()
+                    self._known[key] = reply
+                    self.num_misses += 1
+                    self.num_hits += len(indices) - 1
+                for index in indices:
                     yield index, reply
+                yield from known()
                 before = perf_counter()
             os.fsync(journal.fileno())
 

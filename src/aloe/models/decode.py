@@ -7,6 +7,7 @@ transformers' continuous batching needs flash attention on a GPU to be fast; see
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ class Row:
         self.written: list[int] = []
         self.finish: str | None = None
         self.after: Run | None = None
+        """What it holds: the run that its own tokens follow; while it waits, a run that it begins with."""
         self.generator = torch.Generator().manual_seed(seed_for("sample", request.sampling.seed, *ids) % 2**63)
 
     def allowed(self, stop_id: int) -> list[int] | None:
@@ -54,13 +56,12 @@ class Most(NamedTuple):
 class Decoding:
     """The rows of one call. `prefixes` lives longer."""
 
-    def __init__(self, model: Any, prefixes: Prefixes, stop_ids: Sequence[int], rows: Sequence[Row], most: Most) -> None:
+    def __init__(self, model: Any, prefixes: Prefixes, stop_ids: Sequence[int], most: Most) -> None:
         self._model, self._prefixes, self._stop_ids = model, prefixes, stop_ids
-        self._waiting = sorted(rows, key=lambda row: (row.ids, row.index))
         self._most = most
+        self._waiting: list[Row] = []  # sorted by their tokens
         self.rows: list[Row] = []
-        config = model.config.get_text_config()
-        self._num_layers, self._head = config.num_hidden_layers, model.get_output_embeddings().weight
+        self._num_layers = model.config.get_text_config().num_hidden_layers
         self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer [rows, G, capacity, D]
         self._joined: list[KV] = []  # of each of the last rows, of each layer [G, tokens, D]: not in `_own` yet
         self._lengths: list[int] = []
@@ -70,6 +71,14 @@ class Decoding:
         """Whether every row is finished."""
         return not self.rows and not self._waiting
 
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows to write. One that begins like a row that is still here is read before others, and what it begins with stays until then."""
+        for row in rows:
+            run, _ = self._prefixes.known(row.ids)
+            row.after = run if run.num_rows else None
+            self._hold(row, 1)
+            insort(self._waiting, row, key=lambda one: (one.ids, one.index))
+
     @torch.inference_mode()
     def step(self) -> list[Row]:
         """One more token for every row that is being written, or the first of rows that join; returns these rows."""
@@ -77,7 +86,7 @@ class Decoding:
         joining = self._next_up()
         hidden_RH = self._join(joining) if joining else self._forward()
         moved = joining or self.rows
-        logits_RV = (hidden_RH @ self._head.T).float()
+        logits_RV = (hidden_RH @ self._model.get_output_embeddings().weight.T).float()
         for row, token in zip(moved, self.choose(moved, logits_RV), strict=True):
             row.written.append(token)
             complete = row.choices and row.written in row.choices and not any(row.written == c[: len(row.written)] != c for c in row.choices)
@@ -103,7 +112,7 @@ class Decoding:
         """Take out the rows that are finished, and give them back."""
         done = [row for row in self.rows if row.finish]
         for row in done:
-            self._release(row)
+            self._hold(row, -1)
         keep = [i for i, row in enumerate(self.rows) if not row.finish]
         if done:
             self._settle()
@@ -115,14 +124,14 @@ class Decoding:
 
     def close(self) -> None:
         """Let go of the prefixes, also where rows are not finished."""
-        for row in self.rows:
-            self._release(row)
-        self.rows, self._own, self._joined = [], [], []
+        for row in (*self.rows, *self._waiting):
+            self._hold(row, -1)
+        self.rows, self._waiting, self._own, self._joined = [], [], [], []
         self._prefixes.trim()
 
-    def _release(self, row: Row) -> None:
+    def _hold(self, row: Row, change: int) -> None:
         for run in row.after.chain() if row.after else ():
-            run.num_rows -= 1
+            run.num_rows += change
 
     def _next_up(self) -> list[Row]:
         """Waiting rows for the free places, as many as one forward pass should read. They come together, not one by one: half of
@@ -132,8 +141,8 @@ class Decoding:
             return []
         size, before, number, held = 0, list[int](), 0, self._held()
         for row in self._waiting[:free]:
-            shared = common(before, row.ids)
-            size += max(len(row.ids) - max(shared, self._prefixes.num_known(row.ids)), 1)
+            shared = max(common(before, row.ids), self._prefixes.known(row.ids)[1])
+            size += max(len(row.ids) - shared, 1)
             held += len(row.ids) - shared + row.request.sampling.max_tokens
             if (number and size > self._most.read) or ((number or self.rows) and held > self._most.held):
                 break
@@ -142,8 +151,8 @@ class Decoding:
         return joining
 
     def _held(self) -> int:
-        """Tokens that the rows hold and will hold: each shared run once."""
-        runs = {id(run): len(run.ids) for row in self.rows if row.after for run in row.after.chain()}
+        """Tokens that the rows hold and will hold: each shared run once, those that waiting rows begin with too."""
+        runs = {id(run): len(run.ids) for row in (*self.rows, *self._waiting) if row.after for run in row.after.chain()}
         return sum(runs.values()) + sum(self._lengths) + sum(row.request.sampling.max_tokens - len(row.written) for row in self.rows)
 
     def _join(self, rows: list[Row]) -> torch.Tensor:
@@ -179,14 +188,15 @@ class Decoding:
             hidden_TH = self._base(ids, positions, reading)
         except BaseException:
             self._prefixes.forget(new)
+            self._waiting = [*rows, *self._waiting]  # with what they hold
             raise
         for run in new:
             start, end = (place - offset for place in known[id(run)])
             run.kv = [(keys[:, :, start:end].contiguous(), values[:, :, start:end].contiguous()) for keys, values in reading.kv]
         for row, after in zip(rows, afters, strict=True):
+            self._hold(row, -1)
             row.after = after
-            for run in after.chain():
-                run.num_rows += 1
+            self._hold(row, 1)
         # Copies: a view would keep the keys and values of all that was read.
         self._joined += [[(keys[0, :, start:end].clone(), values[0, :, start:end].clone()) for keys, values in reading.kv] for start, end in own]
         self._lengths += [end - start for start, end in own]

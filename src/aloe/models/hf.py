@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,57 +71,63 @@ class HfModel:
         self._no_text_id = self.tokenizer.eos_token_id if first is None else first
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Scores first (short prompts first), then generations as they end."""
-        yield from self._score([(i, r) for i, r in enumerate(requests) if isinstance(r, Score)])
-        rows = [self._row(i, r) for i, r in enumerate(requests) if isinstance(r, Generate)]
-        for row in self._decode(rows) if rows else ():
-            if row.finish:
-                text = self._text(row.written)
-                text = text[: _cut(text, row.request.sampling.stop)]
-                text = text if row.request.raw else text.strip()
-                yield (
-                    row.index,
-                    Reply(
-                        text=text, num_tokens=(len(row.written),), num_prompt_tokens=len(row.ids), num_cut=row.num_cut, finish=row.finish
-                    ),
-                )
+        """Scores first (short prompts first), then generations as they end. Requests that are appended meanwhile join them."""
+        taken = 0
+        with closing(self._decoding()) as decoding:
+            while taken < len(requests) or not decoding.ended:
+                fresh, taken = [(i, requests[i]) for i in range(taken, len(requests))], len(requests)
+                yield from self._score([(i, r) for i, r in fresh if isinstance(r, Score)])
+                self._add(decoding, [(i, r) for i, r in fresh if isinstance(r, Generate)])
+                decoding.leave()  # not before: what the new ones begin with may be held by those that leave alone
+                yield from ((row.index, self._written(row)) for row in self._step(decoding) if row.finish)
 
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:
         """The reply as it grows; characters that are not complete yet are held back."""
         said, stops = "", request.sampling.stop
         held = max((len(stop) - 1 for stop in stops), default=0)  # the beginning of a stop string must not be said
-        for row in self._decode([self._row(0, request)]):
-            if cancel.is_set():
-                return
-            text = self._text(row.written)
-            cut = _cut(text, stops)
-            if row.finish:
-                yield Delta(text[len(said) : cut], row.finish)
-                return
-            ready = text[: len(text) - held] if held else text
-            if len(ready) > len(said) and not text.endswith("\ufffd"):
-                yield Delta(ready[len(said) :])
-                said = ready
+        with closing(self._decoding()) as decoding:
+            self._add(decoding, [(0, request)])
+            while not cancel.is_set():
+                (row,) = self._step(decoding)
+                text = self._text(row.written)
+                cut = _cut(text, stops)
+                if row.finish:
+                    yield Delta(text[len(said) : cut], row.finish)
+                    return
+                ready = text[: len(text) - held] if held else text
+                if len(ready) > len(said) and not text.endswith("\ufffd"):
+                    yield Delta(ready[len(said) :])
+                    said = ready
 
     def _row(self, index: int, request: Generate) -> Row:
         prompt = self._prompt(request)
         return Row(index, request, prompt.ids, self._ids(request.choices), prompt.num_cut)
 
-    def _decode(self, rows: list[Row]) -> Iterator[Row]:
-        """Each row after each of its tokens; `finish` is set with the last one."""
-        self._widen()
+    def _decoding(self) -> Decoding:
         most = Most(self.machine.generate_batch, self.machine.generate_tokens, self.machine.score_batch_tokens)
-        decoding = Decoding(self.model, self.prefixes, self.stop_ids, rows, most)
-        try:
-            while not decoding.ended:
-                for row in decoding.step():
-                    stops = row.request.sampling.stop
-                    if stops and not row.finish and _cut(self._text(row.written), stops) is not None:
-                        row.finish = "stop"
-                    yield row
-                decoding.leave()
-        finally:
-            decoding.close()
+        return Decoding(self.model, self.prefixes, self.stop_ids, most)
+
+    def _add(self, decoding: Decoding, requests: Sequence[tuple[int, Generate]]) -> None:
+        if requests:
+            self._widen()
+        decoding.add([self._row(index, request) for index, request in requests])
+
+    def _step(self, decoding: Decoding) -> list[Row]:
+        """The rows that have one more token; `finish` is set with the last one."""
+        if decoding.ended:
+            return []
+        moved = decoding.step()
+        for row in moved:
+            stops = row.request.sampling.stop
+            if stops and not row.finish and _cut(self._text(row.written), stops) is not None:
+                row.finish = "stop"
+        return moved
+
+    def _written(self, row: Row) -> Reply:
+        text = self._text(row.written)
+        text = text[: _cut(text, row.request.sampling.stop)]
+        text = text if row.request.raw else text.strip()
+        return Reply(text=text, num_tokens=(len(row.written),), num_prompt_tokens=len(row.ids), num_cut=row.num_cut, finish=row.finish or "stop")
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of the prompt, exactly."""

@@ -78,6 +78,7 @@ class LimitedModel:
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies to as many requests as can be paid for whatever they cost; then BudgetSpent, if there are more."""
+        requests = tuple(requests)  # what is appended meanwhile is another round, with its own look at the budget
         reserved, number = self.spent, 0
         for request in requests:
             reserved = reserved.plus(most(self.inner, request))

@@ -96,7 +96,11 @@ class Model(Protocol):
         ...
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Replies with their request's index, in completion order."""
+        """Replies with their request's index, in completion order.
+
+        `requests` may be a list to which the caller appends while it reads the replies. A back-end may take those up at once, or leave
+        them: the caller asks again for what was not answered.
+        """
         ...
 
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:

@@ -41,8 +41,9 @@ class Run:
         """Make the first `at` tokens a run of their own and this one its child; returns the first."""
         assert self.parent is not None
         first = Run(self.ids[:at], self.parent)
-        first.kv = [(keys[:, :, :at], values[:, :, :at]) for keys, values in self.kv]
-        self.kv = [(keys[:, :, at:], values[:, :, at:]) for keys, values in self.kv]
+        # Copies: a view would keep the whole run's keys and values when the other part is forgotten.
+        first.kv = [(keys[:, :, :at].clone(), values[:, :, :at].clone()) for keys, values in self.kv]
+        self.kv = [(keys[:, :, at:].clone(), values[:, :, at:].clone()) for keys, values in self.kv]
         first.num_rows, first.used = self.num_rows, self.used
         self.parent.children[self.parent.children.index(self)] = first
         self.ids, self.parent, first.children = self.ids[at:], first, [self]
@@ -76,15 +77,16 @@ class Prefixes:
                 node.used = self._clock
         return placed
 
-    def num_known(self, ids: Sequence[int]) -> int:
-        """Tokens at the beginning of `ids` whose keys and values are here."""
+    def known(self, ids: Sequence[int]) -> tuple[Run, int]:
+        """The last run that `ids` go along, be it in part, and the tokens at their beginning whose keys and values are here."""
         run, at = self.root, 0
         while True:
-            shared, child = _next(run, ids[at:])
-            at += shared
-            if child is None or shared < len(child.ids):
-                return at
-            run = child
+            shared, child = _next(run, ids[at:-1])
+            if child is None or (shared < len(child.ids) and shared < MIN_SHARED):
+                return run, at
+            run, at = child, at + shared
+            if shared < len(child.ids):
+                return run, at
 
     def trim(self) -> None:
         """Forget what is over the limit and not needed."""

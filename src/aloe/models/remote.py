@@ -29,6 +29,9 @@ CHARACTERS_A_TOKEN = 3  # fewer than any tokenizer needs for prose, so that a co
 PASSING = (408, 409, 425, 429)
 BAD_REQUESTS = (400, 413, 422)
 POLL_S = 0.05
+NEXT, LATER = 0, 1
+_Ready = asyncio.PriorityQueue[tuple[int, list[int]]]
+"""Requests by index that may be sent: the first of each list, and when it is answered the others. Sent first are NEXT, then small indices."""
 
 
 class RemoteModel:
@@ -62,40 +65,45 @@ class RemoteModel:
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies in completion order. ModelError for the first request that fails for good; what came before it was yielded."""
-        only_conversations(requests, self.name)
         replies: queue.SimpleQueue[tuple[int, Reply] | Exception] = queue.SimpleQueue()
-        stop = _in_background(lambda: self._all(requests, replies.put), replies.put)
+        ready: _Ready = asyncio.PriorityQueue()
+        call, stop = _in_background(lambda: self._all(requests, ready, replies.put), replies.put)
+        taken = answered = 0
         try:
-            for _ in requests:
+            while True:
+                fresh = requests[taken:]
+                only_conversations(fresh, self.name)
+                for members in ensembles(fresh):
+                    call(ready.put_nowait, (LATER if taken == 0 else NEXT, [taken + index for index in members]))
+                taken += len(fresh)
+                if answered == taken:
+                    return
                 item = replies.get()
                 if isinstance(item, Exception):
                     raise item
                 yield item
+                answered += 1
         finally:
             stop()
 
-    async def _all(self, requests: Sequence[Request], put: Callable[[tuple[int, Reply]], None]) -> None:
-        gate = asyncio.Semaphore(self.machine.remote_concurrency)
-        async with self._sdk.AsyncOpenAI(**self._options) as client:
+    async def _all(self, requests: Sequence[Request], ready: _Ready, put: Callable[[tuple[int, Reply]], None]) -> None:
+        """Until it is cancelled. What begins like a request that was just answered comes first: the server may still know it."""
 
-            async def one(index: int) -> None:
-                async with gate:
-                    try:
-                        put((index, await self._retried(client, requests[index])))
-                    except RequestRefused as error:
-                        if self._refusals == "raise":
-                            raise
-                        put((index, Reply(text=error.what, finish="refused")))
+        async def work(client: Any) -> None:
+            while True:
+                _, (index, *others) = await ready.get()
+                try:
+                    put((index, await self._retried(client, requests[index])))
+                except RequestRefused as error:
+                    if self._refusals == "raise":
+                        raise
+                    put((index, Reply(text=error.what, finish="refused")))
+                for other in others:
+                    ready.put_nowait((NEXT, [other]))
 
-            async def together(members: list[int]) -> None:
-                await one(members[0])
-                async with asyncio.TaskGroup() as tasks:
-                    for index in members[1:]:
-                        tasks.create_task(one(index))
-
-            async with asyncio.TaskGroup() as tasks:
-                for members in ensembles(requests):
-                    tasks.create_task(together(members))
+        async with self._sdk.AsyncOpenAI(**self._options) as client, asyncio.TaskGroup() as tasks:
+            for _ in range(self.machine.remote_concurrency):
+                tasks.create_task(work(client))
 
     async def _retried(self, client: Any, request: Request) -> Reply:
         """The reply, after as many tries as the machine allows. A pause grows twofold and is drawn from its upper half."""
@@ -165,7 +173,7 @@ class RemoteModel:
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:
         """The reply as it is written. ModelError where it ends before its end; nothing is tried again, since pieces were shown."""
         pieces: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
-        stop = _in_background(lambda: self._pieces(request, pieces.put), pieces.put)
+        _, stop = _in_background(lambda: self._pieces(request, pieces.put), pieces.put)
         try:
             while not cancel.is_set():
                 try:
@@ -249,8 +257,8 @@ def _sampling(request: Generate) -> dict[str, Any]:
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens, "seed": sampling.seed, **stop}
 
 
-def _in_background(work: Callable[[], Awaitable[None]], failed: Callable[[Exception], None]) -> Callable[[], None]:
-    """Carry out `work` in a thread with a loop of its own; returns what ends it and waits for its end."""
+def _in_background(work: Callable[[], Awaitable[None]], failed: Callable[[Exception], None]) -> tuple[Callable[..., None], Callable[[], None]]:
+    """Carry out `work` in a thread with a loop of its own; returns what calls something there, and what ends it and waits for its end."""
     loop = asyncio.new_event_loop()
 
     async def main() -> None:
@@ -276,12 +284,15 @@ def _in_background(work: Callable[[], Awaitable[None]], failed: Callable[[Except
     thread = threading.Thread(target=body, daemon=True)
     thread.start()
 
-    def stop() -> None:
+    def call(what: Callable[..., object], *given: object) -> None:
         with suppress(RuntimeError):  # it ended by itself
-            loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(what, *given)
+
+    def stop() -> None:
+        call(task.cancel)
         thread.join()
 
-    return stop
+    return call, stop
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> Exception:
