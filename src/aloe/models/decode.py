@@ -2,7 +2,7 @@
 
 A step is one token of every row. Its attention has two parts, merged by their log-sum-exps (as in Juravsky et al. 2024, Hydragen,
 arXiv 2402.05099): for each shared run one kernel with the queries of all rows after it, and one kernel for the rows' own tokens.
-transformers' continuous batching needs flash attention on a GPU to be fast; see docs/asking.md for what it does on a CPU.
+transformers' continuous batching needs flash attention on a GPU to be fast; docs/log.md (2026-11-30) says what it does on a CPU.
 """
 
 from __future__ import annotations
