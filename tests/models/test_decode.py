@@ -16,7 +16,7 @@ from toys import replies, user
 torch = pytest.importorskip("torch")
 from aloe.models.decode import Decoding  # noqa: E402
 from aloe.models.hf import HfModel  # noqa: E402
-from aloe.models.prefixes import LONG, MIN_SHARED, Prefixes, common  # noqa: E402
+from aloe.models.prefixes import LONG, MIN_SHARED, Prefixes, common, copied  # noqa: E402
 
 STEM = " ".join(toy.question(fact) for fact in toy.facts()[:9])  # about a hundred tokens
 OTHER = " ".join(toy.question(fact) for fact in toy.facts()[9:18])
@@ -244,6 +244,14 @@ def test_a_failure_while_rows_join_lets_go_of_all_prefixes(model: HfModel, monke
     with pytest.raises(MemoryError):
         replies(model, VOTES)
     assert not [run for run in model.prefixes._all(model.prefixes.root) if run.num_rows or (run.ids and not run.kv)]
+
+
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_a_part_is_a_copy_whatever_the_layout(num_heads: int) -> None:
+    projected = torch.randn(1, 10, num_heads, 4).transpose(1, 2)  # as a layer gives them; of one head every slice is contiguous
+    ((keys, values),) = copied([(projected, projected)], 2, 5)
+    for some in (keys, values):
+        assert some.is_contiguous() and some.untyped_storage().nbytes() == some.nbytes and torch.equal(some, projected[:, :, 2:5])
 
 
 def test_a_part_of_a_beginning_keeps_no_more_memory_than_its_own(model: HfModel) -> None:

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from aloe.core.seeds import seed_for
 from aloe.models.attention import Layout, Segment, refuse_unknown
 from aloe.models.model import Generate, Sampling
-from aloe.models.prefixes import KV, Prefixes, Run, common
+from aloe.models.prefixes import KV, Prefixes, Run, common, copied
 
 NAME = "aloe_engine"  # registered for attention but not for masks: transformers then builds no mask at all
 GROW = 128  # tokens by which the rows' own storage grows
@@ -191,8 +191,8 @@ class Decoding:
             self._waiting = [*rows, *self._waiting]  # with what they hold
             raise
         for run in new:
-            start, end = (place - offset for place in known[id(run)])
-            run.kv = [(keys[:, :, start:end].contiguous(), values[:, :, start:end].contiguous()) for keys, values in reading.kv]
+            start, end = known[id(run)]
+            run.kv = copied(reading.kv, start - offset, end - offset)
         for row, after in zip(rows, afters, strict=True):
             self._hold(row, -1)
             row.after = after

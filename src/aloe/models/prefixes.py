@@ -41,9 +41,7 @@ class Run:
         """Make the first `at` tokens a run of their own and this one its child; returns the first."""
         assert self.parent is not None
         first = Run(self.ids[:at], self.parent)
-        # Copies: a view would keep the whole run's keys and values when the other part is forgotten.
-        first.kv = [(keys[:, :, :at].clone(), values[:, :, :at].clone()) for keys, values in self.kv]
-        self.kv = [(keys[:, :, at:].clone(), values[:, :, at:].clone()) for keys, values in self.kv]
+        first.kv, self.kv = copied(self.kv, 0, at), copied(self.kv, at, len(self.ids))
         first.num_rows, first.used = self.num_rows, self.used
         self.parent.children[self.parent.children.index(self)] = first
         self.ids, self.parent, first.children = self.ids[at:], first, [self]
@@ -137,6 +135,12 @@ class Prefixes:
         yield run
         for child in run.children:
             yield from self._all(child)
+
+
+def copied(kv: KV, start: int, end: int) -> KV:
+    """A copy of the keys and values of some tokens: a view would keep those of all in memory."""
+    keep = torch.contiguous_format
+    return [(keys[:, :, start:end].clone(memory_format=keep), values[:, :, start:end].clone(memory_format=keep)) for keys, values in kv]
 
 
 def _next(run: Run, ids: Sequence[int]) -> tuple[int, Run | None]:

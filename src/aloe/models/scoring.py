@@ -16,7 +16,7 @@ import torch
 
 from aloe.models.attention import Segment
 from aloe.models.decode import NAME, Reading, attend
-from aloe.models.prefixes import Prefixes, Run
+from aloe.models.prefixes import Prefixes, Run, copied
 
 TILE = 64
 """Queries of a question that one kernel computes: torch's does not skip what causality hides within its own blocks."""
@@ -145,8 +145,8 @@ def _read(model: Any, runs: Sequence[Run]) -> None:
     ids = [token for run in runs for token in run.ids]
     _forward(model, ids, [position for run in runs for position in range(run.end - len(run.ids), run.end)], step)
     for run in runs:
-        start, end = (place - offset for place in places[id(run)])
-        run.kv = [(keys[:, :, start:end].contiguous(), values[:, :, start:end].contiguous()) for keys, values in step.kv]
+        start, end = places[id(run)]
+        run.kv = copied(step.kv, start - offset, end - offset)
 
 
 def _forward(model: Any, ids: Sequence[int], positions: Sequence[int], step: Any) -> torch.Tensor:
