@@ -3,15 +3,18 @@
     python benchmarks/strategies.py                     # 300 MedQA questions; direct, think, medprompt, retrieval, and both
     python benchmarks/strategies.py --quick             # 6 questions, a small corpus: a check that it works
     python benchmarks/strategies.py --task starter-unseen -n 500 --corpora starter --strategies options options+passages
+    python benchmarks/strategies.py --replies benchmarks/results/strategies-medqa.replies.jsonl.gz   # with those written before: minutes
 
 The corpus is the contexts of PubMedQA, MedQuAD and the passages of the starter pack. Every reply is kept in --work, so a run that was ended goes on,
 and so are the seconds that each 100 questions took, but for those in which it was ended. They are those of the processor, which a neighbour at work
-does not change. A 135M model is at chance on MedQA: what is shown is that the measurement works and what each strategy costs, not that one helps.
+does not change; where none were taken, those of the result before stand. A 135M model is at chance on MedQA: what is shown is that the measurement
+works and what each strategy costs, not that one helps.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import tempfile
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--corpora", nargs="+", default=CORPORA)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "aloe-bench-strategies")
+    parser.add_argument("--replies", type=Path, help="a journal to begin with (.jsonl.gz)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
@@ -58,13 +62,19 @@ def compare(options: argparse.Namespace, training: int) -> Dict:
     questions = sample(task.questions(), options.n, 1)
     index = make_index(options.corpora, options.work)
     model = open_model(MODEL, Machine())
+    journal = t.journal(MODEL, model, options.work).path
+    if options.replies and not journal.exists():
+        journal.write_bytes(gzip.decompress(options.replies.read_bytes()))
     file = (options.work if options.quick else t.HERE / "results") / f"strategies-{options.task}.json"
     facts = {**t.facts(options.threads), "peer": "none", "peer_version": ""}
+    before = {} if options.quick else t.earlier(f"strategies-{options.task}")
     cases: list[Dict] = []
     grades: dict[str, list[Any]] = {}
     for name in options.strategies:
         grades[name], case = measure(name, model, index, questions, task, options.work, training)
         case |= against(grades, options.strategies[0], name)
+        if case["cpu_seconds"] is None and name in before:
+            case |= {key: value for key, value in before[name].items() if key.startswith("cpu_")}
         cases.append(case)
         print(told(case), flush=True)
         result = {"name": f"strategies {options.task}", **facts, "questions": len(questions), "corpora": list(options.corpora), "cases": cases}
