@@ -73,7 +73,7 @@ def compare(options: argparse.Namespace, training: int) -> Dict:
     for name in options.strategies:
         grades[name], case = measure(name, model, index, questions, task, options.work, training)
         case |= against(grades, options.strategies[0], name)
-        if case["cpu_seconds"] is None and name in before:
+        if case["cpu_seconds"] is None and name in before and before[name]["accuracy"]["n"] == len(questions):
             case |= {key: value for key, value in before[name].items() if key.startswith("cpu_")}
         cases.append(case)
         print(told(case), flush=True)
