@@ -26,6 +26,20 @@ StageName = Annotated[str, typer.Argument(help="Stage name.")]
 OtherRecipe = Annotated[Path | None, typer.Option("--recipe", help="Recipe file; default: the last one run.")]
 RowId = Annotated[str | None, typer.Option("--row", help="Row or question id.")]
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"aloe {version('aloe-llm')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")] = False) -> None:
+    """Build, align, measure and serve open healthcare language models."""
+
+
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe file.")], overrides: Overrides = None, on: On = None,
@@ -296,6 +310,7 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click
-            print(f"aloe: {error.format_message()}\n  do:    aloe --help", file=sys.stderr)
+            said = error.format_message()  # of `aloe` alone, the help
+            print(said if said.startswith("Usage:") else f"aloe: {said}\n  do:    aloe --help", file=sys.stderr)
             sys.exit(2)
         raise

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_help_comes_at_once_and_gives_an_example() -> None:
     for command in ("run", "plan", "why", "show", "verify", "ask", "doctor", "import", "export-config"):
         assert command in done.stdout
         assert f"Example: aloe {command}" in " ".join(aloe(command, "--help").stdout.split())
+
+
+def test_the_version_is_the_installed_one() -> None:
+    done = aloe("--version")
+    assert (done.returncode, done.stdout) == (0, f"aloe {version('aloe-llm')}\n")
+
+
+@pytest.mark.parametrize("words", [[], ["index"], ["data"]])
+def test_no_command_shows_the_help(words: list[str]) -> None:
+    done = aloe(*words)
+    assert done.returncode == 2 and done.stderr.startswith("Usage: ") and "Commands:" in done.stderr and "do: " not in done.stderr
 
 
 def test_importing_the_recipe_leaves_torch_alone(tmp_path: Path) -> None:
