@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from aloe.core.qa import Answer, Hit, Question
-from aloe.models.model import Model, Reply, Request
+from aloe.models.model import Model, Reply, Request, reply_to_all
 
 T = TypeVar("T")
 
@@ -56,8 +56,7 @@ def run(asks: Iterable[Ask[T]], model: Model, on_done: OnDone[T] | None = None) 
     """The results of all asks, in their order: the only place where asks and a model meet. `on_done(index, result)` hears each as it ends.
 
     An ask goes on as soon as its own replies are there. What it asks next is added to the requests of the `model.reply` call under way,
-    so that the model still knows what it begins with; a model that takes up nothing there is called once a round. Errors of the model
-    pass through.
+    so that the model still knows what it begins with. Errors of the model pass through.
     """
     live, results = dict(enumerate(asks)), dict[int, T]()
     heard: dict[int, dict[int, Reply]] = {}  # of an ask, by place in what it asked
@@ -81,17 +80,11 @@ def run(asks: Iterable[Ask[T]], model: Model, on_done: OnDone[T] | None = None) 
 
     for index in list(live):
         go_on(index, None)
-    while requests:
-        answered = set[int]()
-        for number, reply in model.reply(requests):
-            answered.add(number)
-            index, place = owners[number]
-            heard[index][place] = reply
-            if len(heard[index]) == wanted[index]:
-                go_on(index, [heard[index][place] for place in range(wanted[index])])
-        assert answered, f"{model.name} answers nothing"
-        left = [number for number in range(len(requests)) if number not in answered]
-        requests, owners = [requests[number] for number in left], [owners[number] for number in left]
+    for number, reply in reply_to_all(model, requests):
+        index, place = owners[number]
+        heard[index][place] = reply
+        if len(heard[index]) == wanted[index]:
+            go_on(index, [heard[index][place] for place in range(wanted[index])])
     return [results[index] for index in range(len(results))]
 
 

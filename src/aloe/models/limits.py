@@ -12,7 +12,7 @@ from pydantic import Field
 from aloe.core.config import Config
 from aloe.core.errors import AloeError
 from aloe.core.rows import Message
-from aloe.models.model import Delta, Generate, Model, Reply, Request
+from aloe.models.model import Delta, Generate, Model, Reply, Request, reply_to_all
 
 
 class BudgetSpent(AloeError):
@@ -44,6 +44,10 @@ class Cost(NamedTuple):
     def plus(self, other: Cost) -> Cost:
         """Both together."""
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: Cost) -> Cost:
+        """This without the other."""
+        return Cost(*(a - b for a, b in zip(self, other, strict=True)))
 
     def money(self, budget: Budget) -> float:
         """At the budget's prices."""
@@ -77,19 +81,31 @@ class LimitedModel:
         return self.inner.count(messages)
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Replies to as many requests as can be paid for whatever they cost; then BudgetSpent, if there are more."""
-        requests = tuple(requests)  # what is appended meanwhile is another round, with its own look at the budget
-        reserved, number = self.spent, 0
-        for request in requests:
-            reserved = reserved.plus(most(self.inner, request))
-            if self._over(reserved):
-                break
-            number += 1
-        for index, reply in self.inner.reply(requests[:number]) if number else ():
+        """Replies to as many requests as can be paid for; then BudgetSpent, if there are more.
+
+        A request is reserved at the most that it can cost; what is left of that when it comes back pays for further ones.
+        """
+        asked, costs = list[Request](), list[Cost]()  # of the requests that are paid for, in their order
+        reserved = Cost()
+
+        def ask_more() -> None:
+            nonlocal reserved
+            while len(asked) < len(requests):
+                cost = most(self.inner, requests[len(asked)])
+                if self._over(self.spent.plus(reserved).plus(cost)):
+                    break
+                reserved = reserved.plus(cost)
+                asked.append(requests[len(asked)])
+                costs.append(cost)
+
+        ask_more()
+        for index, reply in reply_to_all(self.inner, asked):
+            reserved = reserved.minus(costs[index])
             self.spent = self.spent.plus(actual(requests[index], reply))
             yield index, reply
             self._in_time()
-        if number < len(requests):
+            ask_more()
+        if len(asked) < len(requests):
             raise self._refusal()
 
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:

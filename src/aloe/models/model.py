@@ -99,13 +99,30 @@ class Model(Protocol):
         """Replies with their request's index, in completion order.
 
         `requests` may be a list to which the caller appends while it reads the replies. A back-end may take those up at once, or leave
-        them: the caller asks again for what was not answered.
+        them: see `reply_to_all`.
         """
         ...
 
     def stream(self, request: Generate, cancel: threading.Event) -> Iterator[Delta]:
         """One reply piece by piece; stops soon after `cancel` is set."""
         ...
+
+
+def reply_to_all(model: Model, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+    """What `model.reply` yields, for requests that are appended meanwhile too: what it did not take up in one call it is asked in the next."""
+    seen = len(requests)
+    waiting = list(range(seen))
+    while waiting:
+        asked, answered = [requests[index] for index in waiting], set[int]()
+        for position, reply in model.reply(asked):
+            answered.add(position)
+            yield waiting[position], reply
+            fresh = range(seen, len(requests))
+            seen = len(requests)
+            waiting += fresh
+            asked += [requests[index] for index in fresh]
+        assert answered, f"{model.name} answers nothing"
+        waiting = [index for position, index in enumerate(waiting) if position not in answered]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aloe.core.rows import Message
 from aloe.models.cached import CachedModel
-from aloe.models.limits import Budget, BudgetSpent, Cost, LimitedModel, actual
+from aloe.models.limits import Budget, Cost, LimitedModel, actual
 from aloe.models.model import Delta, Generate, Model, Reply, Request
 
 
@@ -37,24 +37,7 @@ class PaidModel:
         return self._cached.count(messages)
 
     def reply(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Known replies first: they are never refused, but they use the budget up. BudgetSpent where not one more can be paid for.
-
-        A request is reserved at the most that it can cost; what is left of that when it comes back pays for further ones.
-        """
-        waiting = list(range(len(requests)))
-        while waiting:
-            asked = [requests[index] for index in waiting]
-            answered = set[int]()
-            try:
-                for position, reply in self._known_first(asked):
-                    answered.add(waiting[position])
-                    yield waiting[position], reply
-            except BudgetSpent:
-                if not answered:
-                    raise
-            waiting = [index for index in waiting if index not in answered]
-
-    def _known_first(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """Known replies first: they are never refused, but they use the budget up. BudgetSpent where not one more can be paid for."""
         for index, reply in self._cached.reply(requests):
             if self._cached.num_hits > self.earlier.calls:
                 cost = actual(requests[index], reply)
