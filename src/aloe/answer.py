@@ -21,7 +21,7 @@ from aloe.core.errors import ArtifactError, RecipeError
 from aloe.core.qa import LETTERS, Answer, Question
 from aloe.core.rows import Message
 from aloe.models.cached import CachedModel
-from aloe.models.limits import Budget, Cost, LimitedModel, Silent
+from aloe.models.limits import Budget, LimitedModel, Silent
 from aloe.models.model import Generate, ModelSpec, Reply, Request, open_model
 from aloe.runner import Node
 
@@ -121,11 +121,11 @@ def answer(question: str, nodes: Sequence[Node], model: str | None, machine: Mac
     if how.explain:
         silent = Silent(at.journal)
         run([plain(asked)], silent)
-        yield f"at most {told(silent.cost, how.budget)}"
+        yield f"at most {silent.cost.told(how.budget)}"
     ((reply, exchanges),) = run([recorded(strategy(asked))], at.journal)
     if how.explain:
         yield from _explained(reply, exchanges)
-        yield f"spent: {told(at.limited.spent, how.budget)}; {at.journal.num_hits} replies from the journal"
+        yield f"spent: {at.limited.spent.told(how.budget)}; {at.journal.num_hits} replies from the journal"
     yield reply.text or "(the model gave no answer)"
     yield from sources(reply, at.masked)
 
@@ -203,12 +203,6 @@ def _key(spec: str, runs: Path) -> str:
         runs.mkdir(parents=True, exist_ok=True)
         spec = f"{parsed.scheme} {hash_tree(Path(parsed.rest), HashMemo(runs / '.hashes.json'))}"
     return hashlib.sha256(spec.encode()).hexdigest()
-
-
-def told(cost: Cost, budget: Budget) -> str:
-    """A cost in words."""
-    price = f", {cost.money(budget):.4f} in money" if budget.price_read or budget.price_written else ""
-    return f"{cost.calls} calls, {cost.read} tokens read, {cost.written} written{price}"
 
 
 def _explained(reply: Answer, exchanges: Sequence[tuple[Request, Reply]]) -> Iterator[str]:

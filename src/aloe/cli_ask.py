@@ -12,6 +12,13 @@ from aloe.cli_common import DEFAULT_RUNS, On, Runs, machine_of, made_nodes
 
 app = typer.Typer()
 
+Calls = Annotated[int | None, typer.Option(min=0, help="Most calls of the model.")]
+Tokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
+Seconds = Annotated[float | None, typer.Option(min=0, help="Longest time.")]
+Money = Annotated[float | None, typer.Option(min=0, help="Most money, at the prices given.")]
+PriceRead = Annotated[float, typer.Option(min=0, help="Of a million tokens read.")]
+PriceWritten = Annotated[float, typer.Option(min=0, help="Of a million tokens written.")]
+
 NOTICE = (
     "This is a research model. It is not for clinical practice, diagnosis, or any direct or indirect healthcare advice; it makes mistakes.\n"
     "An expert must supervise its use. In an emergency call your local emergency number."
@@ -32,6 +39,8 @@ def eval_(
     index: Annotated[Path | None, typer.Option(help="Folder of an index, for strategies with passages.")] = None,
     flags: Annotated[Path | None, typer.Option(help='Questions seen in training: lines {"question": ID, "flag": WHY}.')] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0, on: On = None,
+    calls: Calls = None, tokens: Tokens = None, seconds: Seconds = None, money: Money = None,
+    price_read: PriceRead = 0.0, price_written: PriceWritten = 0.0,
 ) -> None:  # fmt: skip
     """Evaluate any model, without a recipe.  Example: aloe eval my-model --tasks starter-unseen,starter-unsafe --limit 50"""
     from aloe.core.log import Log
@@ -40,6 +49,7 @@ def eval_(
     how = How(
         tasks=tuple(tasks.split(",")), strategies=tuple(strategies.split(",")) if strategies else (), limit=limit, max_tokens=max_tokens,
         examples=examples, index=index, seed=seed, baseline=baseline, beside=tuple(beside or ()), flags=flags,
+        budget=_budget(calls, tokens, seconds, money, price_read, price_written),
     )  # fmt: skip
     folder = out or Path("evals") / (Path(models[0].partition("#")[2] or models[0].partition(":")[2] or models[0]).stem or "model")
     for line in evaluate_models(models, how, machine_of(on), folder, Log(listener=told)):
@@ -81,8 +91,6 @@ Passages = Annotated[int, typer.Option(help="Passages to read where there are so
 Library = Annotated[Path | None, typer.Option(help="A library of `aloe index` to read from; default: the run's index.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 Examples = Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")]
-Calls = Annotated[int | None, typer.Option(help="Most calls of the model.")]
-Tokens = Annotated[int | None, typer.Option(help="Most tokens, read and written.")]
 
 
 @app.command()
@@ -92,16 +100,16 @@ def ask(
     strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, quote, ...; default: an open answer with citations.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="One of the answers to choose from; give several.")] = None, examples: Examples = None,
     tuned: Annotated[Path | None, typer.Option(help="File of `aloe tune-strategy`: its strategy, which abstains as it was calibrated.")] = None,
-    calls: Calls = None, tokens: Tokens = None,
+    calls: Calls = None, tokens: Tokens = None, seconds: Seconds = None, money: Money = None,
+    price_read: PriceRead = 0.0, price_written: PriceWritten = 0.0,
     explain: Annotated[bool, typer.Option("--explain", help="Show prompt, passages, examples, votes, support and cost.")] = False,
 ) -> None:  # fmt: skip
     """Ask the final model a question, with sources.  Example: aloe ask "What does insulin do?" """
     from aloe.answer import How, answer
-    from aloe.models.limits import Budget
 
     how = How(
         strategy=strategy, options=tuple(option or ()), k=passages, library=library, max_tokens=max_tokens, examples=examples, tuned=tuned,
-        explain=explain, budget=Budget(calls=calls, tokens=tokens),
+        explain=explain, budget=_budget(calls, tokens, seconds, money, price_read, price_written),
     )  # fmt: skip
     for line in answer(question, _made(runs, model), model, machine_of(on), runs, how):
         print(line)
@@ -133,22 +141,30 @@ def tune_strategy(
     n: Annotated[int, typer.Option("-n", min=20, help="Questions to compare on.")] = 100,
     calibrate: Annotated[int, typer.Option(min=0, help="Further questions to calibrate abstention on; 0 = none.")] = 0,
     error_rate: Annotated[float, typer.Option(help="Share of all questions that may be answered wrongly after that.")] = 0.1,
-    examples: Examples = None, calls: Calls = None, tokens: Tokens = None,
-    price_read: Annotated[float, typer.Option(min=0, help="Of a million tokens read.")] = 0.0,
-    price_written: Annotated[float, typer.Option(min=0, help="Of a million tokens written.")] = 0.0,
+    examples: Examples = None, calls: Calls = None, tokens: Tokens = None, seconds: Seconds = None, money: Money = None,
+    price_read: PriceRead = 0.0, price_written: PriceWritten = 0.0,
     out: Annotated[Path, typer.Option(help="File for the choice.")] = Path("tuned.json"),
 ) -> None:  # fmt: skip
     """Find the cheapest way to ask within a stated loss of accuracy.  Example: aloe tune-strategy file:mine.jsonl --loss 0.02 --calibrate 100"""
     from aloe.answer import How, desk
-    from aloe.models.limits import Budget
     from aloe.tune import Wish, tune
 
     wish = Wish(task=task, strategies=tuple(strategy or ()), loss=loss, n=n, num_calibration=calibrate, error_rate=error_rate)
-    budget = Budget(calls=calls, tokens=tokens, price_read=price_read, price_written=price_written)
+    budget = _budget(calls, tokens, seconds, money, price_read, price_written)
     how = How(k=passages, library=library, max_tokens=max_tokens, examples=examples, budget=budget)
     at = desk(_made(runs, model), model, machine_of(on), runs, how)
     for line in tune(wish, at, how, out):
         print(line, flush=True)
+
+
+def _budget(calls: int | None, tokens: int | None, seconds: float | None, money: float | None, price_read: float, price_written: float) -> Any:
+    """What may be spent. RecipeError where money is limited and nothing has a price."""
+    from aloe.core.errors import RecipeError
+    from aloe.models.limits import Budget
+
+    if money is not None and not (price_read or price_written):
+        raise RecipeError("--money needs prices", where="command line", do="give --price-read and --price-written, of a million tokens")
+    return Budget(calls=calls, tokens=tokens, seconds=seconds, money=money, price_read=price_read, price_written=price_written)
 
 
 def _made(runs: Path, model: str | None) -> list[Any]:

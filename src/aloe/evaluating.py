@@ -19,11 +19,12 @@ from aloe.core.log import Log
 from aloe.core.rows import write_jsonl
 from aloe.evals.compare import Comparison, compare, compare_seeds, corrected, flips
 from aloe.evals.records import ANSWERS, Answers, Trial, answers_of, metric_of, read_answers, read_flags
-from aloe.evals.run import TaskPlan, evaluate
+from aloe.evals.run import TaskPlan, evaluate, expected_cost
 from aloe.evals.statistics import INCONCLUSIVE, mcnemar_power, questions_needed
 from aloe.evals.task import open_task
 from aloe.models.cached import CachedModel
 from aloe.models.folder import is_adapter
+from aloe.models.limits import Budget, LimitedModel
 from aloe.models.model import Model, ModelSpec, open_model
 from aloe.report.evaluation import Evaluation
 from aloe.report.evaluation_page import write_page
@@ -52,6 +53,8 @@ class How(Config):
     beside: tuple[str, ...] = ()
     """Earlier evaluations, PATH or PATH#MODEL, that the report shows too, before the models."""
     flags: Path | None = None
+    budget: Budget = Budget()
+    """Of all models together."""
 
 
 def evaluate_models(specs: Sequence[str], how: How, machine: Machine, out: Path, log: Log) -> Iterator[str]:
@@ -71,7 +74,12 @@ def evaluate_models(specs: Sequence[str], how: How, machine: Machine, out: Path,
     work = out / WORK
     work.mkdir(exist_ok=True)
     memo = HashMemo(out / ".hashes.json")
-    models: dict[str, Callable[[], Model]] = {name: partial(open_cached, spec, machine, out, memo) for name, spec in zip(names, specs, strict=True)}
+    pool: list[LimitedModel] = []
+    models: dict[str, Callable[[], Model]] = {
+        name: partial(open_cached, spec, machine, out, memo, how.budget, pool) for name, spec in zip(names, specs, strict=True)
+    }
+    if how.budget.is_set:
+        yield f"each model is asked about {expected_cost(plans).told(how.budget)}"
     index = None
     if how.index:
         from aloe.retrieve.index import open_index
@@ -130,10 +138,13 @@ def _names(specs: Sequence[str]) -> list[str]:
     return names
 
 
-def open_cached(spec: str, machine: Machine, out: Path, memo: HashMemo) -> CachedModel:
-    """The model with its journal below `out`."""
+def open_cached(
+    spec: str, machine: Machine, out: Path, memo: HashMemo, budget: Budget | None = None, pool: list[LimitedModel] | None = None
+) -> CachedModel:
+    """The model with its journal below `out`; its replies are paid for from a budget that the models of one `pool` share."""
     key = journal_key(spec, memo)
-    return CachedModel(open_model(spec, machine), key, out / JOURNAL)
+    model = open_model(spec, machine)
+    return CachedModel(LimitedModel(model, budget, pool) if budget and budget.is_set else model, key, out / JOURNAL)
 
 
 def journal_key(spec: str, memo: HashMemo) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from aloe.answer import OPEN, Desk, How, Tuned, strategy_of
+from aloe.answer import CITED, OPEN, QUOTE, Desk, How, Tuned, strategy_of
 from aloe.ask.conformal import Calibration, calibrate
 from aloe.ask.registry import fits, parse_name
 from aloe.ask.strategy import recorded, run
@@ -21,12 +21,15 @@ from aloe.core.errors import RecipeError
 from aloe.core.qa import Answer, Estimate, Question
 from aloe.core.seeds import seed_for
 from aloe.evals.metrics import bootstrap_mean, wilson
+from aloe.evals.run import TaskPlan, expected_cost
 from aloe.evals.task import Task, open_task, sample
 from aloe.models.limits import Budget, Cost
 
 WRITTEN = 4.0
 """What a written token costs where no prices are given, in tokens read: the usual ratio of providers, and about that of this engine."""
 FEWEST = 20
+CITED_AS = "direct+passages"
+"""What asks as much of a model as a cited answer."""
 
 
 class Wish(Config):
@@ -79,11 +82,27 @@ class Chosen(NamedTuple):
         return bootstrap_mean([b - c for b, c in pairs], seed_for("tune", self.best.strategy, self.chosen.strategy))
 
 
-def choose(tried: Sequence[Tried], loss: float, budget: Budget) -> Chosen:
-    """The cheapest strategy whose accuracy is at most `loss` below that of the best; of equally good ones the cheapest is the best."""
+def choose(tried: Sequence[Tried], loss: float, budget: Budget, *, only_sure: bool = False) -> Chosen:
+    """The cheapest strategy whose accuracy is at most `loss` below that of the best; of equally good ones the cheapest is the best.
+
+    `only_sure` leaves out those that say nothing of how sure they are of an option. RecipeError where that leaves none.
+    """
     best = max(tried, key=lambda one: (sum(one.values), -one.price(budget)))
     near = [one for one in tried if (sum(best.values) - sum(one.values)) / len(best.values) <= loss + 1e-9]
+    if only_sure and not (near := [one for one in near if says_how_sure(one.strategy)]):
+        raise _unsure(best.strategy)
     return Chosen(min(near, key=lambda one: (one.price(budget), -sum(one.values))), best)
+
+
+def _unsure(name: str) -> RecipeError:
+    what = f"no strategy within the loss can be calibrated: {name} says nothing of how sure it is"
+    return RecipeError(what, where="--calibrate", do="allow a greater --loss, try letters or think*5 too, or leave --calibrate out")
+
+
+def says_how_sure(name: str) -> bool:
+    """Whether it scores the options or votes on them; one written reply says nothing of that."""
+    method = parse_name(name)
+    return method.votes or not method.writes
 
 
 def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
@@ -93,16 +112,19 @@ def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
     questions = sample(drawn, wish.n, wish.seed)
     names = wish.strategies or _offered(task, at, how, open_ended=not questions[0].options)
     _check(names, task, questions)
+    only_sure = bool(wish.num_calibration and questions[0].options)
+    if only_sure and not any(map(says_how_sure, names)):
+        raise _unsure(names[0])
     if len(drawn) < wish.n + wish.num_calibration:
         what = f"the task has {len(drawn)} questions, {wish.n} and {wish.num_calibration} to calibrate were asked for"
         raise RecipeError(what, where=task.name, do=f"take fewer, at least {FEWEST}")
     tried = []
-    yield f"{task.name}: {len(questions)} questions, {len(names)} strategies"
+    yield f"{task.name}: {len(questions)} questions, {len(names)} strategies, {_expected(wish, names, how)}"
     yield f"{'strategy':<24}{'accuracy':>9}  95 % interval   {'calls':>6}{'read':>9}{'written':>9}{'price':>10}   a question"
     for name in names:
         tried.append(_try(name, task, at, how, questions)[0])
         yield _line(tried[-1], how.budget)
-    found = choose(tried, wish.loss, how.budget)
+    found = choose(tried, wish.loss, how.budget, only_sure=only_sure)
     yield f"best: {found.best.strategy}; chosen, since at most {wish.loss:.1%} may be lost: {found.chosen.strategy}"
     if found.chosen is not found.best:
         lost = found.lost
@@ -115,6 +137,23 @@ def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
         yield told
     out.write_text(Tuned(strategy=found.chosen.strategy, model=at.key, calibration=calibration).model_dump_json(indent=1) + "\n")
     yield f'written: {out}; use it with: aloe ask --tuned {out} "..."'
+
+
+def _expected(wish: Wish, names: Sequence[str], how: How) -> str:
+    """What all of that asks of the model; the calibration as if the strategy that costs most were chosen."""
+
+    def cost(name: str, n: int) -> Cost:
+        asked = CITED_AS if name == CITED else name
+        plan = TaskPlan(task=wish.task, n=n, strategies=(asked,), max_tokens=how.max_tokens, num_training=how.num_training)
+        return expected_cost([plan], how.k)
+
+    asking = [name for name in names if name != QUOTE]
+    whole = Cost()
+    for name in asking:
+        whole = whole.plus(cost(name, wish.n))
+    if wish.num_calibration and asking:
+        whole = whole.plus(max((cost(name, wish.num_calibration) for name in asking), key=lambda one: (one.money(how.budget), one.read)))
+    return f"about {whole.told(how.budget)}"
 
 
 def _offered(task: Task, at: Desk, how: How, *, open_ended: bool) -> tuple[str, ...]:

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from aloe.ask.memory import Memory
-from aloe.ask.registry import build, names
+from aloe.ask.registry import build, names, parse_name
 from aloe.ask.strategies import direct, letters
 from aloe.ask.strategy import run
 from aloe.core.errors import AloeError
@@ -76,6 +76,20 @@ def test_every_listed_name_can_be_built() -> None:
     assert names()[:4] == ["letters", "letters+passages", "direct", "direct+passages"]
     for name in names():
         build(name, max_tokens=1, index=Shelf(), k=1, memory=Memory([], Shelf()), prior={})
+
+
+def test_no_strategy_asks_more_than_its_most_calls() -> None:
+    def cycle(request: Generate) -> str:  # members that never agree, so that no vote is decided early
+        return f"The answer is {'ABC'[len(model.calls) % 3]}."
+
+    asked = {}
+    for name in ("direct", "letters*4", "letters+prior", "think*5", "think*5+weights", "medprompt*20", "refine", "think*5+weights+follow-up"):
+        model = FakeModel(text=cycle)
+        question = OPEN if name == "refine" else CHOICE
+        run([build(name, max_tokens=8, index=Shelf(), k=2, memory=Memory([], Shelf()), prior={3: [1 / 3] * 3})(question)], model)
+        asked[name] = len(model.calls)
+        assert asked[name] <= parse_name(name).most_calls, name
+    assert [asked[name] for name in ("direct", "refine", "think*5+weights", "letters*4", "medprompt*20")] == [1, 3, 10, 4, 6]  # of 6 orders
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one() -> None:

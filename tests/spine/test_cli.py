@@ -53,6 +53,7 @@ def test_a_typo_names_the_place_and_the_nearest_name(tmp_path: Path) -> None:
         (["ask", "hello", "--runs", "no-runs"], "nothing has been run"),
         (["ask", "hello", "--model", "hf:/nowhere"], "/nowhere"),
         (["plan", "recipes/aloe-8b.yaml", "rows.sources={meds-in: {}}"], "did you mean 'meds-ins'?"),
+        (["ask", "--money", "1", "What?"], "--price-read"),
         (["import", "nowhere.yaml"], "nowhere.yaml"),
         (["import", "recipes/tiny.yaml"], "no file of axolotl"),
         (["import", "recipes/tiny.yaml", "--from", "axolotle"], "did you mean 'axolotl'?"),

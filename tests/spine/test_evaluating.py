@@ -21,6 +21,7 @@ from aloe.core.errors import AloeError, ModelError, RecipeError, SourceError
 from aloe.core.log import QUIET
 from aloe.evals.records import answers_of, read_answers, read_flags
 from aloe.evaluating import How, compare_answers, evaluate_models, journal_key, open_cached
+from aloe.models.limits import Budget, BudgetSpent
 from aloe.models.model import Generate, Request, Sampling, Score
 from models.small_server import serving
 from toys import replies, user
@@ -40,6 +41,18 @@ def run(specs: list[str], out: Path, **how: Any) -> list[str]:
 
 def timeless(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+
+
+def test_a_budget_is_for_all_models_and_more_of_it_goes_on(tmp_path: Path) -> None:
+    how = {"tasks": (own_questions(tmp_path / "mine.jsonl", 40),), "strategies": ("direct",)}
+    with pytest.raises(BudgetSpent, match="what was answered is kept"):
+        run(["fake:first", "fake:hash"], tmp_path / "out", budget=Budget(calls=60), **how)
+    assert not (tmp_path / "out/answers.jsonl").exists()
+    told = run(["fake:first", "fake:hash"], tmp_path / "out", budget=Budget(calls=20), **how)
+    assert "about 40 calls" in told[0] and len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 80
+    without = run(["fake:first", "fake:hash"], tmp_path / "other", **how)
+    assert timeless(tmp_path / "out/answers.jsonl") == timeless(tmp_path / "other/answers.jsonl")
+    assert not any("calls" in line for line in without)
 
 
 def test_models_without_a_recipe_get_a_table_answers_and_a_report(tmp_path: Path, toy_folder: Path) -> None:

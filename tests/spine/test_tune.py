@@ -29,6 +29,12 @@ def test_the_cheapest_within_the_loss_is_chosen(loss: float, expected: str) -> N
     assert (found.chosen.strategy, found.best.strategy) == (expected, "think*5")
 
 
+def test_what_is_to_be_calibrated_must_say_how_sure_it_is() -> None:
+    assert choose([CHEAP, DEAR, MIDDLE], 0.04, Budget(), only_sure=True).chosen.strategy == "think*5"
+    with pytest.raises(RecipeError, match="how sure"):
+        choose([CHEAP, MIDDLE], 0.04, Budget(), only_sure=True)
+
+
 def test_what_is_lost_has_a_paired_interval() -> None:
     lost = choose([CHEAP, DEAR], 0.04, Budget()).lost
     assert lost.value == pytest.approx(0.04) and 0 <= lost.low < 0.04 < lost.high < 0.2 and lost.n == 50
@@ -54,6 +60,13 @@ def lines(tmp_path: Path, wish: Wish, **how: object) -> list[str]:
     return list(tune(wish, desk([], "fake:first", Machine(), tmp_path / "runs", asked), asked, tmp_path / "tuned.json"))
 
 
+def test_what_it_will_ask_is_said_before(tmp_path: Path, questions: str) -> None:
+    wish = Wish(task=questions, strategies=("direct", "direct*2"), n=20, num_calibration=30, error_rate=0.4)
+    first = lines(tmp_path, wish, max_tokens=10, budget=Budget(price_written=1.0))[0]
+    # 20 questions asked once and twice, and 30 once more in the dearest way.
+    assert "about 120 calls" in first and "1200 written, 0.0012 in money" in first
+
+
 def test_strategies_are_tried_on_the_same_questions_and_the_choice_is_written(tmp_path: Path, questions: str) -> None:
     told = lines(tmp_path, Wish(task=questions, strategies=("direct", "letters", "think"), n=30, num_calibration=30, error_rate=0.4))
     text = "\n".join(told)
@@ -61,6 +74,12 @@ def test_strategies_are_tried_on_the_same_questions_and_the_choice_is_written(tm
     assert "chosen, since at most 2.0% may be lost: letters" in text and "lost against it" not in text
     tuned = read_tuned(tmp_path / "tuned.json")
     assert tuned.strategy == "letters" and tuned.calibration is not None and (tuned.calibration.n, tuned.calibration.kind) == (30, "options")
+
+
+def test_the_cheapest_is_not_chosen_where_it_cannot_be_calibrated(tmp_path: Path, questions: str) -> None:
+    told = lines(tmp_path, Wish(task=questions, strategies=("direct", "direct*2"), n=30, num_calibration=30, error_rate=0.4))
+    assert "best: direct; chosen, since at most 2.0% may be lost: direct*2" in "\n".join(told)
+    assert read_tuned(tmp_path / "tuned.json").strategy == "direct*2"
 
 
 def test_a_tuned_strategy_abstains_as_it_was_calibrated(tmp_path: Path, questions: str) -> None:
@@ -94,6 +113,7 @@ def test_open_questions_are_tuned_by_their_references(tmp_path: Path) -> None:
         ({"n": 70}, "asked for"),
         ({"n": 40, "num_calibration": 30}, "asked for"),
         ({"strategies": ("cited",)}, "open questions"),
+        ({"strategies": ("direct", "think"), "num_calibration": 20}, "how sure"),
         ({"strategies": ("thinc",)}, "thinc"),
         ({"strategies": ("medprompt",)}, "solved examples"),
     ],

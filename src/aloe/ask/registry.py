@@ -55,6 +55,8 @@ _MODIFIERS = ("passages", "follow-up", "examples", "prior", "weights")
 SAMPLED = 0.7
 """Temperature of the members of `think*N` (Wang et al. 2022, section 3.1)."""
 MEDPROMPT_MEMBERS = 5
+REFINE_CALLS, FOLLOW_UPS = 3, 2
+"""A draft, its criticism and the answer anew; requests for queries."""
 SURE_TOKENS = 40
 """Room for the question how sure a member is."""
 PRIOR_SHARE = 0.05
@@ -87,6 +89,12 @@ class Method(NamedTuple):
     def votes(self) -> bool:
         """Whether several members are asked."""
         return self.members > 1
+
+    @property
+    def most_calls(self) -> int:
+        """Requests for one question, at most."""
+        each = REFINE_CALLS if self.base == "refine" else 2 if "weights" in self.modifiers and self.writes else 1
+        return self.members * each + FOLLOW_UPS * ("follow-up" in self.modifiers)
 
 
 def names() -> list[str]:

@@ -26,10 +26,13 @@ from aloe.evals.metrics import wilson
 from aloe.evals.statistics import with_ungraded
 from aloe.evals.task import Task, expected_size, faults, open_task, sample
 from aloe.evals.tasks.own_file import PREFIX
+from aloe.models.limits import Cost
 from aloe.models.model import Model, Reply, Request
 
 T = TypeVar("T")
 ANSWERS, SCORES, COMPARISONS, FAULTS = "answers.jsonl", "scores.json", "comparisons.json", "faults.json"
+CHARACTERS_A_TOKEN, INSTRUCTION_TOKENS, PASSAGE_TOKENS = 4, 60, 300
+"""By which prompts are estimated before there are any."""
 Score = dict[str, Any]
 """A line of scores.json: model, task, strategy, metric, value, low, high, n."""
 
@@ -174,13 +177,31 @@ def expected_seconds(plans: Sequence[TaskPlan], retrieval: RetrievalOptions, mac
         n = min(plan.n or count, count)
         for name in plan.strategies:
             method = parse_name(name)
-            shared = retrieval.k * 300 * method.searches + plan.num_examples * (characters / 4 + plan.max_tokens) * method.remembers
+            shared = plan.num_examples * (characters / CHARACTERS_A_TOKEN + plan.max_tokens) * method.remembers
+            shared += retrieval.k * PASSAGE_TOKENS * method.searches
             # A member's own tokens are the options and the instruction: what stands before them is read once.
-            tokens = shared + (characters / 4 + 60) * (1 + 0.5 * (method.members - 1))
+            tokens = shared + (characters / CHARACTERS_A_TOKEN + INSTRUCTION_TOKENS) * (1 + 0.5 * (method.members - 1))
             calls = n * method.members + plan.num_training * (method.remembers and method.writes)
             seconds += n * tokens / machine.score_tokens_per_s
             seconds += calls * plan.max_tokens * 0.7 * method.writes / machine.generate_tokens_per_s
     return seconds
+
+
+def expected_cost(plans: Sequence[TaskPlan], k: int = RetrievalOptions().k) -> Cost:
+    """What one model is asked with `k` passages: calls and written tokens at most (but for the few of a prior), tokens read about, from the
+    length of the questions."""
+    whole = Cost()
+    for plan in plans:
+        count, characters = expected_size(plan.task)
+        n = min(plan.n or count, count)
+        for name in plan.strategies:
+            method = parse_name(name)
+            question = characters / CHARACTERS_A_TOKEN + INSTRUCTION_TOKENS
+            shown = k * PASSAGE_TOKENS * method.searches + plan.num_examples * (question + plan.max_tokens) * method.remembers
+            calls, solved = n * method.most_calls, plan.num_training * (method.remembers and method.writes)
+            written = (calls + solved) * plan.max_tokens * method.writes
+            whole = whole.plus(Cost(calls + solved, round(calls * (question + shown) + solved * question), written))
+    return whole
 
 
 def check_plans(plans: Sequence[TaskPlan], *, has_index: bool) -> None:

@@ -33,6 +33,11 @@ class Budget(Config):
     price_written: float = Field(default=0.0, ge=0)
     """A million tokens of replies."""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is limited or priced."""
+        return self != Budget()
+
 
 class Cost(NamedTuple):
     """What was, or would be, spent."""
@@ -52,6 +57,11 @@ class Cost(NamedTuple):
     def money(self, budget: Budget) -> float:
         """At the budget's prices."""
         return (self.read * budget.price_read + self.written * budget.price_written) / 1e6
+
+    def told(self, budget: Budget) -> str:
+        """In words."""
+        price = f", {self.money(budget):.4f} in money" if budget.price_read or budget.price_written else ""
+        return f"{self.calls} calls, {self.read} tokens read, {self.written} written{price}"
 
 
 def most(model: Model, request: Request) -> Cost:
@@ -74,7 +84,7 @@ class LimitedModel:
         self.inner, self.name, self.window, self.budget = inner, inner.name, inner.window, budget
         self.spent, self._pool = Cost(), [] if pool is None else pool
         self._pool.append(self)
-        self._begin = time.monotonic()
+        self._begin: float = self._pool[0]._begin if self._pool[0] is not self else time.monotonic()
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt."""
