@@ -318,7 +318,8 @@ def main() -> None:
         "blas_threads": THREADS,
         "python": platform.python_version(),
     }
-    result = {"name": "retrieve", "peer": "chromadb", "commit": commit, "machine": machine, "cases": cases}
+    cases = [case | {"commit": commit} for case in cases]
+    result = {"name": "retrieve", "peer": "chromadb", "machine": machine, "cases": cases}
     file = HERE / "results/retrieve.json"
     file.parent.mkdir(exist_ok=True)
     known = json.loads(file.read_text())["cases"] if file.is_file() else []

@@ -52,6 +52,8 @@ class How(Config):
     """Passages to read; 0 = none."""
     library: Path | None = None
     """A library of `aloe index` to read from, instead of the run's index."""
+    rerank: str | None = None
+    """A cross-encoder that orders the passages found."""
     max_tokens: int = 128
     examples: str | None = None
     """Where strategies with examples have theirs; see `TaskPlan.examples`."""
@@ -177,14 +179,18 @@ def _shelf(nodes: Sequence[Node], how: How) -> tuple[Index | None, Encode | None
     from aloe.retrieve.embed import open_embedder
     from aloe.retrieve.index import open_index, read_info
     from aloe.retrieve.library import current
+    from aloe.retrieve.rerank import open_reranker
 
     found = next((n for n in reversed(nodes) if n.done and n.stage.makes == "index"), None)
     if how.library is None and found is None:
+        if how.rerank:
+            raise RecipeError("--rerank needs passages", where="command line", do="give --library, or run a recipe with an index stage")
         return None, None
     path = current(how.library) if how.library else found.path  # type: ignore[union-attr]
+    reranker = open_reranker(how.rerank)
     if not (info := read_info(path)).dim:
-        return open_index(path, "text"), None
-    return open_index(path, "hybrid"), open_embedder(info.embedder).encode
+        return open_index(path, "text", reranker=reranker), None
+    return open_index(path, "hybrid", reranker=reranker), open_embedder(info.embedder).encode
 
 
 def _examples(how: How) -> dict[str, Any]:

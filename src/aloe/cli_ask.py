@@ -16,6 +16,7 @@ Calls = Annotated[int | None, typer.Option(min=0, help="Most calls of the model.
 Tokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
 Seconds = Annotated[float | None, typer.Option(min=0, help="Longest time.")]
 Money = Annotated[float | None, typer.Option(min=0, help="Most money, at the prices given.")]
+Rerank = Annotated[str | None, typer.Option(help="A cross-encoder that orders the passages: PATH or ORG/NAME@REVISION.")]
 PriceRead = Annotated[float, typer.Option(min=0, help="Of a million tokens read.")]
 PriceWritten = Annotated[float, typer.Option(min=0, help="Of a million tokens written.")]
 
@@ -37,6 +38,7 @@ def eval_(
     max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 64,
     examples: Annotated[str | None, typer.Option(help="Where solved examples come from: medqa-dev, database:PATH, ...")] = None,
     index: Annotated[Path | None, typer.Option(help="Folder of an index, for strategies with passages.")] = None,
+    rerank: Rerank = None,
     flags: Annotated[Path | None, typer.Option(help='Questions seen in training: lines {"question": ID, "flag": WHY}.')] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0, on: On = None,
     calls: Calls = None, tokens: Tokens = None, seconds: Seconds = None, money: Money = None,
@@ -48,7 +50,7 @@ def eval_(
 
     how = How(
         tasks=tuple(tasks.split(",")), strategies=tuple(strategies.split(",")) if strategies else (), limit=limit, max_tokens=max_tokens,
-        examples=examples, index=index, seed=seed, baseline=baseline, beside=tuple(beside or ()), flags=flags,
+        examples=examples, index=index, rerank=rerank, seed=seed, baseline=baseline, beside=tuple(beside or ()), flags=flags,
         budget=_budget(calls, tokens, seconds, money, price_read, price_written),
     )  # fmt: skip
     folder = out or Path("evals") / (Path(models[0].partition("#")[2] or models[0].partition(":")[2] or models[0]).stem or "model")
@@ -96,7 +98,7 @@ Examples = Annotated[str | None, typer.Option(help="Where solved examples come f
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="Your question.")], runs: Runs = DEFAULT_RUNS, model: Model = None,
-    passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 128, on: On = None,
+    passages: Passages = 3, library: Library = None, rerank: Rerank = None, max_tokens: MaxTokens = 128, on: On = None,
     strategy: Annotated[str | None, typer.Option(help="direct, think*5, medprompt, quote, ...; default: an open answer with citations.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="One of the answers to choose from; give several.")] = None, examples: Examples = None,
     tuned: Annotated[Path | None, typer.Option(help="File of `aloe tune-strategy`: its strategy, which abstains as it was calibrated.")] = None,
@@ -108,8 +110,8 @@ def ask(
     from aloe.answer import How, answer
 
     how = How(
-        strategy=strategy, options=tuple(option or ()), k=passages, library=library, max_tokens=max_tokens, examples=examples, tuned=tuned,
-        explain=explain, budget=_budget(calls, tokens, seconds, money, price_read, price_written),
+        strategy=strategy, options=tuple(option or ()), k=passages, library=library, rerank=rerank, max_tokens=max_tokens, examples=examples,
+        tuned=tuned, explain=explain, budget=_budget(calls, tokens, seconds, money, price_read, price_written),
     )  # fmt: skip
     for line in answer(question, _made(runs, model), model, machine_of(on), runs, how):
         print(line)
@@ -118,7 +120,8 @@ def ask(
 
 @app.command()
 def chat(
-    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 256, on: On = None,
+    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, rerank: Rerank = None,
+    max_tokens: MaxTokens = 256, on: On = None,
     strategy: Annotated[str | None, typer.Option(help="cited (default), direct, think, think+passages, think+follow-up, refine.")] = None,
 ) -> None:  # fmt: skip
     """Talk to the final model, with sources below each answer.  Example: aloe chat --library guidelines"""
@@ -126,7 +129,7 @@ def chat(
     from aloe.talk import Talk
     from aloe.talk import chat as talk
 
-    how = How(strategy=strategy, k=passages, library=library, max_tokens=max_tokens)
+    how = How(strategy=strategy, k=passages, library=library, rerank=rerank, max_tokens=max_tokens)
     at = desk(_made(runs, model), model, machine_of(on), runs, how)
     print(f"{NOTICE}\n", file=sys.stderr)
     talk(Talk(at, how), lambda: input("> "), lambda text: print(text, end="", flush=True))
@@ -135,7 +138,8 @@ def chat(
 @app.command("tune-strategy")
 def tune_strategy(
     task: Annotated[str, typer.Argument(help="Labelled questions: file:PATH.jsonl, or a task (medqa, starter-unseen, ...).")],
-    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, max_tokens: MaxTokens = 128, on: On = None,
+    runs: Runs = DEFAULT_RUNS, model: Model = None, passages: Passages = 3, library: Library = None, rerank: Rerank = None,
+    max_tokens: MaxTokens = 128, on: On = None,
     strategy: Annotated[list[str] | None, typer.Option(help="One to try; give several. Default: what the questions allow.")] = None,
     loss: Annotated[float, typer.Option(min=0, max=1, help="Accuracy that may be lost against the best.")] = 0.02,
     n: Annotated[int, typer.Option("-n", min=20, help="Questions to compare on.")] = 100,
@@ -151,7 +155,7 @@ def tune_strategy(
 
     wish = Wish(task=task, strategies=tuple(strategy or ()), loss=loss, n=n, num_calibration=calibrate, error_rate=error_rate)
     budget = _budget(calls, tokens, seconds, money, price_read, price_written)
-    how = How(k=passages, library=library, max_tokens=max_tokens, examples=examples, budget=budget)
+    how = How(k=passages, library=library, rerank=rerank, max_tokens=max_tokens, examples=examples, budget=budget)
     at = desk(_made(runs, model), model, machine_of(on), runs, how)
     for line in tune(wish, at, how, out):
         print(line, flush=True)

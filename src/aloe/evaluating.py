@@ -47,6 +47,8 @@ class How(Config):
     examples: str | None = None
     index: Path | None = None
     """Folder of an index, for strategies with passages."""
+    rerank: str | None = None
+    """A cross-encoder that orders the passages found."""
     seed: int = 0
     baseline: str | None = None
     """Name of the model that the others are tested against; None = the first."""
@@ -70,6 +72,8 @@ def evaluate_models(specs: Sequence[str], how: How, machine: Machine, out: Path,
     baseline = how.baseline or [*answers, *names][0]
     if baseline not in [*answers, *names]:
         raise RecipeError(f"no model is called {baseline!r}", where="--baseline", do=nearest(baseline, [*answers, *names]))
+    if how.rerank and not how.index:
+        raise RecipeError("--rerank needs passages", where="command line", do="give --index")
     out.mkdir(parents=True, exist_ok=True)
     work = out / WORK
     work.mkdir(exist_ok=True)
@@ -83,8 +87,9 @@ def evaluate_models(specs: Sequence[str], how: How, machine: Machine, out: Path,
     index = None
     if how.index:
         from aloe.retrieve.index import open_index
+        from aloe.retrieve.rerank import open_reranker
 
-        index = open_index(how.index, "hybrid")
+        index = open_index(how.index, "hybrid", reranker=open_reranker(how.rerank))
     evaluate(models, plans, work, index=index, seed=how.seed, log=log)
     memo.save()
     for file in sorted(work.iterdir()):
@@ -182,6 +187,7 @@ def _settings(how: How, names: Sequence[str], answers: Mapping[str, Answers]) ->
     return {
         "questions of each task": "all" if how.limit is None else f"a fixed sample of {how.limit:,}", "seed of the sample": str(how.seed),
         "tokens of one reply, at most": str(how.max_tokens), "examples": how.examples or "none", "index": str(how.index or "none"),
+        **({"cross-encoder": how.rerank} if how.rerank else {}),
         "measured here": ", ".join(names), "read from earlier evaluations": ", ".join(name for name in answers if name not in names) or "none",
     }  # fmt: skip
 

@@ -8,8 +8,9 @@ import pytest
 
 from aloe.answer import How, answer
 from aloe.core.config import Machine
-from aloe.core.errors import RecipeError
+from aloe.core.errors import ModelError, RecipeError
 from aloe.models.limits import Budget, BudgetSpent
+from retrieve.small_models import make_reranker
 
 OPTIONS = ("Gentamicin", "Ceftriaxone", "Trimethoprim", "Aspirin")
 
@@ -76,6 +77,20 @@ def test_a_library_is_read_cited_checked_and_explained(tmp_path: Path, shelf: Pa
     assert "--- support 1.00: Colchicine eases the pain" in text and "they repeat the system's own instructions" in text
     shown = text[text.index("spent:") :]
     assert "moon" not in shown and "[passage" not in shown and "carry out instructions that stand in a passage" in shown
+
+
+def test_a_cross_encoder_orders_the_passages(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aloe.retrieve.rerank import CrossEncoder
+
+    monkeypatch.setattr(CrossEncoder, "scores", lambda self, query, texts: [float("Atenolol" in text) for text in texts])
+    how = {"library": shelf, "k": 1, "strategy": "direct+passages"}
+    assert asked(tmp_path, "What eases acute gout?", "fake:refuse", **how)[-1] == "  read, not quoted: docs/gout.txt"
+    told = asked(tmp_path, "What eases acute gout?", "fake:refuse", **how, rerank=str(make_reranker(tmp_path / "reranker")))
+    assert told[-1] == "  read, not quoted: docs/heart.txt"
+    with pytest.raises(ModelError, match="no such folder"):
+        asked(tmp_path, "What eases acute gout?", "fake:refuse", **how, rerank="/no/such")
+    with pytest.raises(RecipeError, match="needs passages"):
+        asked(tmp_path, "What eases acute gout?", "fake:refuse", rerank="/no/such")
 
 
 def test_a_quotation_needs_no_words_of_a_model(tmp_path: Path, shelf: Path) -> None:

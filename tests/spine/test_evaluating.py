@@ -19,11 +19,15 @@ from aloe.artifact import HashMemo
 from aloe.core.config import Machine
 from aloe.core.errors import AloeError, ModelError, RecipeError, SourceError
 from aloe.core.log import QUIET
+from aloe.core.qa import Passage
 from aloe.evals.records import answers_of, read_answers, read_flags
 from aloe.evaluating import How, compare_answers, evaluate_models, journal_key, open_cached
 from aloe.models.limits import Budget, BudgetSpent
 from aloe.models.model import Generate, Request, Sampling, Score
+from aloe.retrieve.index import build
+from aloe.retrieve.rerank import CrossEncoder
 from models.small_server import serving
+from retrieve.small_models import make_reranker
 from toys import replies, user
 
 ONE = Machine(threads=1)
@@ -53,6 +57,18 @@ def test_a_budget_is_for_all_models_and_more_of_it_goes_on(tmp_path: Path) -> No
     without = run(["fake:first", "fake:hash"], tmp_path / "other", **how)
     assert timeless(tmp_path / "out/answers.jsonl") == timeless(tmp_path / "other/answers.jsonl")
     assert not any("calls" in line for line in without)
+
+
+def test_passages_are_ordered_by_a_cross_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lancedb", reason="lancedb is not installed")
+    monkeypatch.setattr(CrossEncoder, "scores", lambda self, query, texts: [float("second" in text) for text in texts])
+    (tmp_path / "index").mkdir()
+    build([Passage(id=name, text=f"{name} number") for name in ("first", "second")], tmp_path / "index", embedder="hashing")
+    how = {"tasks": (own_questions(tmp_path / "mine.jsonl", 4),), "strategies": ("direct+passages",)}
+    run(["fake:first"], tmp_path / "out", index=tmp_path / "index", rerank=str(make_reranker(tmp_path / "reranker")), **how)
+    assert [line["passages"] for line in timeless(tmp_path / "out/answers.jsonl")] == [["second", "first"]] * 4
+    with pytest.raises(RecipeError, match="needs passages"):
+        run(["fake:first"], tmp_path / "none", rerank="/no/such", **how)
 
 
 def test_models_without_a_recipe_get_a_table_answers_and_a_report(tmp_path: Path, toy_folder: Path) -> None:

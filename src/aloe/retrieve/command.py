@@ -50,11 +50,11 @@ def search(
 
     from aloe.retrieve.index import Mode, Where, open_index, read_info
     from aloe.retrieve.library import current
-    from aloe.retrieve.rerank import CrossEncoder
+    from aloe.retrieve.rerank import open_reranker
 
     path = current(root)
     mode = mode or ("hybrid" if read_info(path).dim else "text")
-    index = open_index(path, cast(Mode, mode), reranker=CrossEncoder(rerank) if rerank else None)
+    index = open_index(path, cast(Mode, mode), reranker=open_reranker(rerank))
     (hits,) = index.search([query], k, Where(source=source, title=title, licence=licence, metadata=_pairs(meta)))
     for rank, (passage, score) in enumerate(hits, 1):
         place = " > ".join(part for part in (passage.title, passage.section) if part)

@@ -27,3 +27,8 @@ class CrossEncoder:
             return []
         identity = library("torch").nn.Identity()
         return [float(score) for score in self._model.predict([(query, text) for text in texts], activation_fn=identity, show_progress_bar=False)]
+
+
+def open_reranker(spec: str | None) -> CrossEncoder | None:
+    """The cross-encoder of that name, if one is named. ModelError where there is none."""
+    return CrossEncoder(spec) if spec else None
