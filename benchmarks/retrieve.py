@@ -159,7 +159,7 @@ def reranked(data: Path, cache: Path, work: Path) -> Dict:
     test = paired(before, after, seed=1)
     value = round(float(np.mean(after)), 4)
     difference = {"value": round(test.difference, 4), "low": round(test.low, 4), "high": round(test.high, 4), "p": test.p}
-    print(f"scifact test  reranked nDCG@10 {value}  n={len(after)}  against hybrid: {difference}", flush=True)
+    print(f"scifact test  reranked nDCG@10 {value}  n={len(after)}  against hybrid: {difference}  (published BM25: {BM25})", flush=True)
     return {
         "name": "reranked", "trained_on": "PubMedQA, SciFact train", "depth": RERANK_DEPTH, "cpu_seconds_a_query": round(seconds, 2),
         "ndcg_at_10": {"test": {"reranked": {"value": value, "n": len(after)}}}, "against_hybrid": difference,

@@ -149,7 +149,7 @@ def open_cached(
     """The model with its journal below `out`; its replies are paid for from a budget that the models of one `pool` share."""
     key = journal_key(spec, memo)
     model = open_model(spec, machine)
-    return CachedModel(LimitedModel(model, budget, pool) if budget and budget.is_set else model, key, out / JOURNAL)
+    return CachedModel(LimitedModel(model, budget, pool) if budget else model, key, out / JOURNAL)
 
 
 def journal_key(spec: str, memo: HashMemo) -> str:

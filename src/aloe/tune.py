@@ -7,6 +7,7 @@ chosen, on others (used for nothing else) it is calibrated, so that `aloe ask --
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ from aloe.core.errors import RecipeError
 from aloe.core.qa import Answer, Estimate, Question
 from aloe.core.seeds import seed_for
 from aloe.evals.metrics import bootstrap_mean, wilson
-from aloe.evals.run import TaskPlan, expected_cost
-from aloe.evals.task import Task, open_task, sample
+from aloe.evals.run import TaskPlan, cost_of
+from aloe.evals.task import Task, expected_size, open_task, sample
 from aloe.models.limits import Budget, Cost
 
 WRITTEN = 4.0
@@ -141,19 +142,17 @@ def tune(wish: Wish, at: Desk, how: How, out: Path) -> Iterator[str]:
 
 def _expected(wish: Wish, names: Sequence[str], how: How) -> str:
     """What all of that asks of the model; the calibration as if the strategy that costs most were chosen."""
+    asking = tuple(CITED_AS if name == CITED else name for name in names if name != QUOTE)
+    if not asking:
+        return "no call of the model"
+    plan = TaskPlan(task=wish.task, strategies=asking, max_tokens=how.max_tokens, num_training=how.num_training)
+    _, characters = expected_size(wish.task)
 
-    def cost(name: str, n: int) -> Cost:
-        asked = CITED_AS if name == CITED else name
-        plan = TaskPlan(task=wish.task, n=n, strategies=(asked,), max_tokens=how.max_tokens, num_training=how.num_training)
-        return expected_cost([plan], how.k)
+    def costs(n: int) -> list[Cost]:
+        return [cost_of(name, n, characters, plan, how.k) for name in asking]
 
-    asking = [name for name in names if name != QUOTE]
-    whole = Cost()
-    for name in asking:
-        whole = whole.plus(cost(name, wish.n))
-    if wish.num_calibration and asking:
-        whole = whole.plus(max((cost(name, wish.num_calibration) for name in asking), key=lambda one: (one.money(how.budget), one.read)))
-    return f"about {whole.told(how.budget)}"
+    dearest = max(costs(wish.num_calibration), key=lambda one: (one.money(how.budget), one.read)) if wish.num_calibration else Cost()
+    return f"about {reduce(Cost.plus, costs(wish.n), dearest).told(how.budget)}"
 
 
 def _offered(task: Task, at: Desk, how: How, *, open_ended: bool) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from aloe.models.model import Generate, Request, Sampling
 Finder = Callable[[Question], Ask[list[Passage]]]
 """Passages for a question, best first; it may ask the model what to look for."""
 
+FOLLOW_UPS = 2
+"""Requests for queries, at most."""
 _SLACK = 8  # tokens by which two orders of the same options may differ
 _QUERY_TOKENS = 64
 _SURELY_SHORT = 256  # bytes
@@ -121,7 +123,7 @@ def at_once(index: Index, k: int) -> Finder:
     return lambda question: done(find(question, index, k))
 
 
-def in_rounds(index: Index, k: int, rounds: int = 2, num_queries: int = 3) -> Finder:
+def in_rounds(index: Index, k: int, rounds: int = FOLLOW_UPS, num_queries: int = 3) -> Finder:
     """The model itself says what is missing, and its queries are searched too (after i-MedRAG, Xiong et al. 2024, arXiv 2408.00727).
 
     In each round one request for up to `num_queries` queries, given the passages so far; it ends early where the model names none.

@@ -11,10 +11,11 @@ from aloe.ask.strategy import Ask
 from aloe.core.qa import Answer, Example, Passage, Question
 from aloe.models.model import Generate, Sampling
 
+ROUNDS = 1
 _CONTENT = re.compile(r"nothing\s+to\s+change", re.IGNORECASE)
 
 
-def refine(max_tokens: int, rounds: int = 1) -> Reader:
+def refine(max_tokens: int, rounds: int = ROUNDS) -> Reader:
     """A greedy draft, then `rounds` of criticism by the model and a new answer; it ends where the model finds nothing to change."""
 
     def ask(question: Question, passages: Sequence[Passage] = (), examples: Sequence[Example] = ()) -> Ask[Answer]:

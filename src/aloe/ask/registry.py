@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from aloe.ask import published
-from aloe.ask.context import Room, at_once, in_rounds, informed
+from aloe.ask.context import FOLLOW_UPS, Room, at_once, in_rounds, informed
 from aloe.ask.memory import Memory, passages, solve
 from aloe.ask.prior import Prior, debiased, estimate_prior
 from aloe.ask.prompts import choice_answer
-from aloe.ask.refine import refine
+from aloe.ask.refine import ROUNDS, refine
 from aloe.ask.strategies import Reader, direct, letters, likelihood, options, options_only, think, with_shots
 from aloe.ask.strategy import Ask, Index, Strategy
 from aloe.ask.vote import vote
@@ -55,8 +55,6 @@ _MODIFIERS = ("passages", "follow-up", "examples", "prior", "weights")
 SAMPLED = 0.7
 """Temperature of the members of `think*N` (Wang et al. 2022, section 3.1)."""
 MEDPROMPT_MEMBERS = 5
-REFINE_CALLS, FOLLOW_UPS = 3, 2
-"""A draft, its criticism and the answer anew; requests for queries."""
 SURE_TOKENS = 40
 """Room for the question how sure a member is."""
 PRIOR_SHARE = 0.05
@@ -93,7 +91,7 @@ class Method(NamedTuple):
     @property
     def most_calls(self) -> int:
         """Requests for one question, at most."""
-        each = REFINE_CALLS if self.base == "refine" else 2 if "weights" in self.modifiers and self.writes else 1
+        each = 1 + 2 * ROUNDS if self.base == "refine" else 2 if "weights" in self.modifiers and self.writes else 1
         return self.members * each + FOLLOW_UPS * ("follow-up" in self.modifiers)
 
 

@@ -188,20 +188,23 @@ def expected_seconds(plans: Sequence[TaskPlan], retrieval: RetrievalOptions, mac
 
 
 def expected_cost(plans: Sequence[TaskPlan], k: int = RetrievalOptions().k) -> Cost:
-    """What one model is asked with `k` passages: calls and written tokens at most (but for the few of a prior), tokens read about, from the
-    length of the questions."""
+    """What one model is asked with `k` passages, see `cost_of`."""
     whole = Cost()
     for plan in plans:
         count, characters = expected_size(plan.task)
-        n = min(plan.n or count, count)
         for name in plan.strategies:
-            method = parse_name(name)
-            question = characters / CHARACTERS_A_TOKEN + INSTRUCTION_TOKENS
-            shown = k * PASSAGE_TOKENS * method.searches + plan.num_examples * (question + plan.max_tokens) * method.remembers
-            calls, solved = n * method.most_calls, plan.num_training * (method.remembers and method.writes)
-            written = (calls + solved) * plan.max_tokens * method.writes
-            whole = whole.plus(Cost(calls + solved, round(calls * (question + shown) + solved * question), written))
+            whole = whole.plus(cost_of(name, min(plan.n or count, count), characters, plan, k))
     return whole
+
+
+def cost_of(name: str, n: int, characters: float, plan: TaskPlan, k: int) -> Cost:
+    """What a strategy asks for `n` questions of so many characters: calls and written tokens at most (but for the few of a prior), tokens
+    read about."""
+    method = parse_name(name)
+    question = characters / CHARACTERS_A_TOKEN + INSTRUCTION_TOKENS
+    shown = k * PASSAGE_TOKENS * method.searches + plan.num_examples * (question + plan.max_tokens) * method.remembers
+    calls, solved = n * method.most_calls, plan.num_training * (method.remembers and method.writes)
+    return Cost(calls + solved, round(calls * (question + shown) + solved * question), (calls + solved) * plan.max_tokens * method.writes)
 
 
 def check_plans(plans: Sequence[TaskPlan], *, has_index: bool) -> None:

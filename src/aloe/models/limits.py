@@ -83,8 +83,8 @@ class LimitedModel:
     def __init__(self, inner: Model, budget: Budget, pool: list[LimitedModel] | None = None) -> None:
         self.inner, self.name, self.window, self.budget = inner, inner.name, inner.window, budget
         self.spent, self._pool = Cost(), [] if pool is None else pool
+        self._begin: float = self._pool[0]._begin if self._pool else time.monotonic()
         self._pool.append(self)
-        self._begin: float = self._pool[0]._begin if self._pool[0] is not self else time.monotonic()
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt."""
@@ -97,11 +97,12 @@ class LimitedModel:
         """
         asked, costs = list[Request](), list[Cost]()  # of the requests that are paid for, in their order
         reserved = Cost()
+        by_tokens = self.budget.tokens is not None or self.budget.money is not None  # otherwise prompts need not be counted
 
         def ask_more() -> None:
             nonlocal reserved
             while len(asked) < len(requests):
-                cost = most(self.inner, requests[len(asked)])
+                cost = most(self.inner, requests[len(asked)]) if by_tokens else Cost(1)
                 if self._over(self.spent.plus(reserved).plus(cost)):
                     break
                 reserved = reserved.plus(cost)
